@@ -1,0 +1,1 @@
+"""Data cards (YAML) and the generators that write toy ROOT files."""

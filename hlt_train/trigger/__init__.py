@@ -1,0 +1,1 @@
+"""Rates, efficiencies, thresholds and their errors: NumPy and SciPy only (`docs/physics.md`)."""
