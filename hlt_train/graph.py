@@ -13,7 +13,23 @@ from typing import Literal
 
 import numpy as np
 
-__all__ = ["Add", "Affine", "Concat", "Fixed", "FloatAffine", "FloatInput", "FloatPool", "Graph", "Input", "Node", "Output", "Pool", "Quant", "Requant"]
+__all__ = [
+    "Add",
+    "Affine",
+    "Concat",
+    "Fixed",
+    "Flatten",
+    "FloatAffine",
+    "FloatInput",
+    "FloatPool",
+    "Graph",
+    "Input",
+    "Node",
+    "Output",
+    "Pool",
+    "Quant",
+    "Requant",
+]
 
 Ints = int | np.ndarray  # a scalar, or one per channel / per element
 Round = Literal["floor", "half_up", "half_even"]
@@ -106,6 +122,16 @@ class Pool(Node):
 
 
 @dataclass(frozen=True, eq=False)
+class Flatten(Node):
+    """Constituents `[length, n]` of `group` -> `[length * n]` (constituent-major: index c * n + j), integer or float as its source.
+
+    Exactly 0 at constituents with index >= count, whatever the source holds there; the format of feature c * n + j is the source's of feature j.
+    """
+
+    group: str
+
+
+@dataclass(frozen=True, eq=False)
 class FloatInput(Node):
     """float32 x -> z = clip(fl32(fl32(x - centre) * scale), lo, hi), NaN -> `nan`."""
 
@@ -121,7 +147,7 @@ class FloatInput(Node):
 
 @dataclass(frozen=True, eq=False)
 class FloatAffine(Node):
-    """x @ w + b in float32, then the activation."""
+    """x @ w + b in float32, then the activation (gelu: the exact form x Phi(x), by erf)."""
 
     w: np.ndarray  # float32 [I, O]
     b: np.ndarray  # float32 [O]
