@@ -21,8 +21,11 @@ def table(rows: Sequence[Sequence[object]], header: Sequence[str], *, title: str
     columns = list(zip(*([list(header), *cells] if cells else [list(header)]), strict=True))
     widths = [max(len(cell) for cell in column) for column in columns]
     numeric = [all(cell[:1].isdigit() or cell[:1] in "+-<>.n" or not cell for cell in column[1:]) and len(column) > 1 for column in columns]
-    line = lambda row: "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)).rstrip()  # noqa: E731
-    lines = [*([title] if title else []), line(list(header)), "  ".join("-" * w for w in widths), *(line(row) for row in cells)]
+
+    def line(row: Sequence[str]) -> str:
+        return "  ".join(c.rjust(w) if n else c.ljust(w) for c, w, n in zip(row, widths, numeric, strict=True)).rstrip()
+
+    lines = [*([title] if title else []), line(header), "  ".join("-" * w for w in widths), *(line(row) for row in cells)]
     return "\n".join(lines)
 
 
