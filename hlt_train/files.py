@@ -21,22 +21,34 @@ import numpy as np
 
 from hlt_train.errors import RunFailed, UsageError
 
-__all__ = ["append_line", "atomic", "new_directory", "read_arrays", "read_document", "sha256", "write_arrays", "write_bytes", "write_document", "write_text"]
+__all__ = [
+    "append_line",
+    "atomic",
+    "atomic_path",
+    "new_directory",
+    "read_arrays",
+    "read_document",
+    "sha256",
+    "write_arrays",
+    "write_bytes",
+    "write_document",
+    "write_text",
+]
 
 
 @contextlib.contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file beside `path` and move it to `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def atomic_path(path: Path) -> Iterator[Path]:
+    """An empty temporary file beside `path`, for writers that want a name (ROOT files); it is moved to `path` when the block ends without an error."""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     except OSError as error:
         raise _unwritable(path, error) from error
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
+        os.close(handle)
+        yield temporary
+        with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
         umask = os.umask(0)
         os.umask(umask)
@@ -47,6 +59,13 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         raise _unwritable(path, error) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file beside `path` and move it to `path` when the block ends without an error."""
+    with atomic_path(path) as temporary, temporary.open("wb") as stream:
+        yield stream
 
 
 def _unwritable(path: Path, error: OSError) -> RunFailed:
