@@ -1,17 +1,43 @@
-"""The IR of a network: what students and teachers are lowered to, and all that an exporter ever sees.
+"""The IR of a network and its NumPy evaluator, the golden model: what students and teachers are lowered to, and all that an exporter ever sees.
 
-A `Graph` is a list of nodes in the order of evaluation. Every node yields one value per event: `[n]` for scalars, `[length, n]` for constituents (those at
-index >= count are never read). An integer node's value is `n * 2**-f` with an exponent f per feature; a float node's is float32.
+A `Graph` is a list of nodes (`hlt_train.nodes`) in the order of evaluation. Every node yields one value per event: `[n]` for scalars, `[length, n]` for
+constituents; those at index >= count are never read, a count beyond the length reads the first `length` and a negative one none.
 
-The number contract is `docs/numbers.md`.
+Integer nodes are evaluated in int64; matrix products run in float64 BLAS where the bound of every partial sum is below 2**53, which gives the same integers
+faster. Float nodes are evaluated in float32. The number contract is `docs/numbers.md`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import numpy as np
+
+from hlt_train.arithmetic import input_step, limits, rational, requantise
+from hlt_train.errors import RunFailed, UsageError, nearest
+from hlt_train.floating import activate, normalise
+from hlt_train.nodes import (
+    Add,
+    Affine,
+    Concat,
+    Fixed,
+    Flatten,
+    FloatAffine,
+    FloatInput,
+    FloatPool,
+    Input,
+    Ints,
+    Node,
+    Output,
+    Overflow,
+    Pool,
+    PoolKind,
+    Quant,
+    Requant,
+    Round,
+)
+from hlt_train.structure import Structure, check, scaled
+from hlt_train.types import Features, Group
 
 __all__ = [
     "Add",
@@ -24,155 +50,234 @@ __all__ = [
     "FloatPool",
     "Graph",
     "Input",
+    "Ints",
     "Node",
     "Output",
+    "Overflow",
     "Pool",
+    "PoolKind",
     "Quant",
     "Requant",
+    "Round",
+    "evaluate",
+    "float_input_node",
+    "input_node",
+    "score",
+    "score_weights",
+    "trace",
 ]
 
-Ints = int | np.ndarray  # a scalar, or one per channel / per element
-Round = Literal["floor", "half_up", "half_even"]
-Overflow = Literal["wrap", "sat", "sat_sym"]
-
-
-@dataclass(frozen=True, eq=False)
-class Fixed:
-    """A fixed-point format: value = n * 2**-f with n an integer of `signed + i + f` bits (i may be negative). `fixed<W,I>` is signed, i = I - 1, f = W - I."""
-
-    signed: bool
-    i: Ints
-    f: Ints
-
-
-@dataclass(frozen=True, eq=False)
-class Quant:
-    """A format, how bits are dropped below it, and what happens beyond it. There is no default mode."""
-
-    to: Fixed
-    round: Round
-    over: Overflow
-
-
-@dataclass(frozen=True, eq=False)
-class Node:
-    """name: unique in the graph; sources: names of the nodes it reads."""
-
-    name: str
-    sources: tuple[str, ...]
-
-    @property
-    def exact(self) -> bool:
-        """Whether the node computes in integers."""
-        return not type(self).__name__.startswith("Float")
-
-
-@dataclass(frozen=True, eq=False)
-class Input(Node):
-    """float32 x -> integers: t = fl32(fl32(x - centre) * fl32(scale * 2**f)); NaN -> `nan`; clamp to [lo, hi]; round half to even (`docs/numbers.md`).
-
-    lo, hi: int64 `[n_vars]`, the card's clip within the format, rounded inwards. length None: scalars.
-    """
-
-    group: str
-    variables: tuple[str, ...]
-    length: int | None
-    centre: np.ndarray  # float32 [n_vars]
-    scale: np.ndarray  # float32 [n_vars]
-    lo: np.ndarray
-    hi: np.ndarray
-    nan: np.ndarray  # int64 [n_vars]
-    quant: Quant
-
-
-@dataclass(frozen=True, eq=False)
-class Affine(Node):
-    """acc = sum_i n_i w[i, o] + b[o], exact; then ReLU when `relu`. Value of output o: acc * 2**-f[o]. The alignment of per-element inputs is folded into w."""
-
-    w: np.ndarray  # int64 [I, O]
-    b: np.ndarray  # int64 [O]
-    f: np.ndarray  # int64 [O], exponent of the accumulator
-    relu: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Requant(Node):
-    """The only node that loses bits: shift to the new exponent with the rounding, then overflow."""
-
-    quant: Quant
-
-
-@dataclass(frozen=True, eq=False)
-class Add(Node):
-    """Sum of the sources, aligned to the largest f, exact."""
-
-
-@dataclass(frozen=True, eq=False)
-class Concat(Node):
-    """Sources along the feature axis, exact."""
-
-
-@dataclass(frozen=True, eq=False)
-class Pool(Node):
-    """Over the constituents of `group` with index < count; 0 for count 0. sum and max are exact; mean requires `quant` and is the exactly rounded rational."""
-
-    kind: Literal["sum", "max", "mean"]
-    group: str
-    quant: Quant | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Flatten(Node):
-    """Constituents `[length, n]` of `group` -> `[length * n]` (constituent-major: index c * n + j), integer or float as its source.
-
-    Exactly 0 at constituents with index >= count, whatever the source holds there; the format of feature c * n + j is the source's of feature j.
-    """
-
-    group: str
-
-
-@dataclass(frozen=True, eq=False)
-class FloatInput(Node):
-    """float32 x -> z = clip(fl32(fl32(x - centre) * scale), lo, hi), NaN -> `nan`."""
-
-    group: str
-    variables: tuple[str, ...]
-    length: int | None
-    centre: np.ndarray
-    scale: np.ndarray
-    lo: np.ndarray
-    hi: np.ndarray
-    nan: np.ndarray
-
-
-@dataclass(frozen=True, eq=False)
-class FloatAffine(Node):
-    """x @ w + b in float32, then the activation (gelu: the exact form x Phi(x), by erf)."""
-
-    w: np.ndarray  # float32 [I, O]
-    b: np.ndarray  # float32 [O]
-    activation: Literal["none", "relu", "tanh", "gelu", "silu"]
-
-
-@dataclass(frozen=True, eq=False)
-class FloatPool(Node):
-    """As `Pool`, in float32."""
-
-    kind: Literal["sum", "max", "mean"]
-    group: str
-
-
-@dataclass(frozen=True, eq=False)
-class Output(Node):
-    """The end of the contract: logits. `score`: int64 `[n_outputs]`, the discriminant as an integer combination of integer logits; None for float graphs."""
-
-    names: tuple[str, ...]
-    link: Literal["none", "softmax", "argmax"]
-    score: np.ndarray | None = None
+CHUNK = 1 << 21  # numbers per node that `evaluate` holds at a time
 
 
 @dataclass(frozen=True, eq=False)
 class Graph:
-    """nodes: in the order of evaluation, the last one an `Output`. `Concat` of float and integer nodes is refused."""
+    """nodes: in the order of evaluation, the last one an `Output`. Checked when made: names, sources, shapes, exponents, formats."""
 
     nodes: tuple[Node, ...]
+    structure: dict[str, Structure] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "structure", check(self.nodes))
+
+    @property
+    def output(self) -> Output:
+        """The last node."""
+        node = self.nodes[-1]
+        assert isinstance(node, Output)
+        return node
+
+    @property
+    def inputs(self) -> tuple[Input | FloatInput, ...]:
+        """The nodes that read features, in order."""
+        return tuple(node for node in self.nodes if isinstance(node, Input | FloatInput))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the logits are integers. Integers come only from integers, so then every node they need is exact."""
+        return self.structure[self.output.name].exact
+
+
+def input_node(name: str, group: Group, to: Fixed) -> Input:
+    """The input step of `group` onto the grid of `to`: the card's clip within the format, rounded inwards; the NaN value rounded to the grid and clamped."""
+    n = len(group.variables)
+    quant = Quant(to, "half_even", "sat")
+    lo, hi = limits(quant, n)
+    f = np.broadcast_to(np.asarray(to.f, np.int64), n).astype(np.int32)
+    with np.errstate(over="ignore"):
+        least, most, nan = (np.ldexp(np.asarray(value, np.float64), f) for value in (group.lo, group.hi, group.nan))
+    lo = np.clip(np.ceil(least), lo, hi).astype(np.int64)
+    hi = np.clip(np.floor(most), lo, hi).astype(np.int64)
+    nan = np.clip(np.rint(nan), lo, hi).astype(np.int64)
+    return Input(name, (), group.name, group.variables, group.length, group.centre, group.scale, lo, hi, nan, quant)
+
+
+def float_input_node(name: str, group: Group) -> FloatInput:
+    """The normalisation of `group` in float32."""
+    return FloatInput(name, (), group.name, group.variables, group.length, group.centre, group.scale, group.lo, group.hi, group.nan)
+
+
+def evaluate(graph: Graph, x: Features) -> np.ndarray:
+    """Logits of raw float32 features, `[rows, n_outputs]`: int64 of an exact graph, whose value is n * 2**-f (`graph.structure`); float32 otherwise."""
+    rows = _rows(graph, x)
+    widest = max(s.n * (s.length or 1) for s in graph.structure.values())
+    step = max(1, CHUNK // widest)
+    parts = [trace(graph, _take(x, slice(start, start + step)))[graph.output.name] for start in range(0, max(rows, 1), step)]
+    return np.concatenate(parts)
+
+
+def trace(graph: Graph, x: Features) -> dict[str, np.ndarray]:
+    """The value of every node, by name: `[rows, n]` or `[rows, length, n]`; what it holds at index >= count has no meaning. Rows are not chunked."""
+    _rows(graph, x)
+    values: dict[str, np.ndarray] = {}
+    for node in graph.nodes:
+        values[node.name] = _value(graph, node, [values[source] for source in node.sources], x)
+    return values
+
+
+def score_weights(graph: Graph) -> tuple[np.ndarray, int]:
+    """The integer score as (int64 `[n_outputs]`, f): score = sum_o weight[o] * logit[o], worth score * 2**-f. Refused where the output has none."""
+    weights, f = graph.output.score, graph.structure[graph.output.name].f
+    if weights is None or f is None:
+        raise UsageError(f"output '{graph.output.name}' has no integer score", then="a float graph's discriminant is computed from its logits")
+    used = f[weights != 0]
+    top = int(used.max()) if len(used) else 0
+    return np.where(weights != 0, weights << np.maximum(top - f, 0), 0), top
+
+
+def score(graph: Graph, outputs: np.ndarray) -> np.ndarray:
+    """The discriminant of integer logits `[rows, n_outputs]`, int64 `[rows]`: what thresholds cut on."""
+    weights, _ = score_weights(graph)
+    _guard(graph.output, _bound(outputs, weights[:, None]))
+    found: np.ndarray = outputs @ weights
+    return found
+
+
+def _take(x: Features, rows: slice | np.ndarray) -> Features:
+    return Features({k: v[rows] for k, v in x.groups.items()}, {k: v[rows] for k, v in x.counts.items()})
+
+
+def _rows(graph: Graph, x: Features) -> int:
+    rows = None
+    for node in graph.inputs:
+        if node.group not in x.groups or (node.length is not None and node.group not in x.counts):
+            what = f"the counts of group '{node.group}'" if node.group in x.groups else f"group '{node.group}'"
+            raise UsageError(f"the features lack {what}", near=nearest(node.group, x.groups), then=f"groups given: {', '.join(x.groups)}")
+        array = x.groups[node.group]
+        shape = (len(node.variables),) if node.length is None else (node.length, len(node.variables))
+        rows = len(array) if rows is None else rows
+        counted = node.length is None or np.shape(x.counts[node.group]) == (rows,)
+        if array.dtype != np.float32 or array.shape != (rows, *shape) or not counted:
+            raise UsageError(f"group '{node.group}' must be float32 [{rows}, {', '.join(map(str, shape))}], found {array.dtype} {list(array.shape)}")
+    return rows or 0
+
+
+def _present(graph: Graph, node: Flatten | Pool | FloatPool, x: Features) -> tuple[np.ndarray, np.ndarray]:
+    """(bool [rows, length, 1]: the constituent is real, int64 [rows]: how many)."""
+    length = graph.structure[node.sources[0]].length
+    assert length is not None
+    count = np.clip(np.asarray(x.counts[node.group]).astype(np.int64), 0, length)
+    return (np.arange(length) < count[:, None])[:, :, None], count
+
+
+def _bound(n: np.ndarray, w: np.ndarray) -> float:
+    """An upper bound of every partial sum of n @ w, in float64 (rounding of the bound itself is covered by the margins of its users)."""
+    most = np.abs(n).reshape(-1, n.shape[-1]).max(axis=0, initial=0).astype(np.float64)
+    return float((most @ np.abs(w).astype(np.float64)).max(initial=0))
+
+
+def _guard(node: Node, bound: float) -> None:
+    if bound >= 2.0**62:
+        raise RunFailed(f"{type(node).__name__} '{node.name}' leaves int64", where=f"node '{node.name}'", then="hlt_train.proof.prove names the width it needs")
+
+
+def _affine(node: Affine, n: np.ndarray) -> np.ndarray:
+    bound = _bound(n, node.w) + float(np.abs(node.b).max(initial=0))
+    _guard(node, bound)
+    if bound < 2.0**52:
+        acc: np.ndarray = (n.astype(np.float64) @ node.w.astype(np.float64)).astype(np.int64) + node.b
+    else:
+        acc = n @ node.w + node.b
+    return np.maximum(acc, 0, out=acc) if node.relu else acc
+
+
+def _shifted(node: Node, n: np.ndarray, f: np.ndarray, quant: Quant) -> np.ndarray:
+    shift = (f - quant.to.f).astype(np.float64)
+    most = np.abs(n).reshape(-1, n.shape[-1]).max(axis=0, initial=0).astype(np.float64)
+    _guard(node, float((most * 2.0 ** np.maximum(-shift, 0) + 2.0 ** np.maximum(shift - 1, 0)).max(initial=0)))
+    return requantise(n, f, quant)
+
+
+def _mean(node: Pool, total: np.ndarray, count: np.ndarray, f: np.ndarray, quant: Quant) -> np.ndarray:
+    gain = np.broadcast_to(np.asarray(quant.to.f, np.int64), f.shape) - f
+    most = np.abs(total).max(axis=0, initial=0).astype(np.float64) * 2.0 ** (np.maximum(gain, 0) + 1.0)
+    _guard(node, float((most + 2.0 ** np.maximum(-gain, 0) * 2.0 * max(int(count.max(initial=0)), 1)).max(initial=0)))
+    n = rational(total << np.maximum(gain, 0), np.maximum(count, 1)[:, None] << np.maximum(-gain, 0), quant.round)
+    # The rational is at its final exponent: only the overflow rule is left.
+    return requantise(n, np.asarray(quant.to.f, np.int64), quant)
+
+
+def _pool(graph: Graph, node: Pool | FloatPool, n: np.ndarray, x: Features) -> np.ndarray:
+    present, count = _present(graph, node, x)
+    total: np.ndarray
+    kept: np.ndarray = np.where(present, n, n.dtype.type(0))
+    if node.kind == "max":
+        least = np.iinfo(np.int64).min if isinstance(node, Pool) else -np.inf
+        top: np.ndarray = np.where(present, n, n.dtype.type(least)).max(axis=1)
+        return np.asarray(np.where(count[:, None] > 0, top, n.dtype.type(0)))
+    if isinstance(node, FloatPool):
+        total = kept.sum(axis=1, dtype=np.float32)
+        if node.kind == "mean":
+            total = total / np.maximum(count, 1).astype(np.float32)[:, None]
+        return total
+    _guard(node, float(np.abs(kept).max(initial=0)) * n.shape[1])
+    total = kept.sum(axis=1)
+    f = graph.structure[node.sources[0]].f
+    if node.quant is None or f is None:
+        return total
+    return _mean(node, total, count, f, node.quant)
+
+
+def _value(graph: Graph, node: Node, sources: list[np.ndarray], x: Features) -> np.ndarray:
+    f = graph.structure[node.name].f
+    if isinstance(node, Input):
+        assert f is not None
+        return input_step(x.groups[node.group], node.centre, scaled(node.scale, f), node.lo, node.hi, node.nan)
+    if isinstance(node, FloatInput):
+        return normalise(x.groups[node.group], node)
+    first = sources[0]
+    if isinstance(node, Affine):
+        return _affine(node, first)
+    if isinstance(node, Requant):
+        before = graph.structure[node.sources[0]].f
+        assert before is not None
+        return _shifted(node, first, before, node.quant)
+    if isinstance(node, Add):
+        return _add(graph, node, sources)
+    if isinstance(node, Concat):
+        return np.concatenate(sources, axis=-1)
+    if isinstance(node, Flatten):
+        present, _ = _present(graph, node, x)
+        return np.where(present, first, first.dtype.type(0)).reshape(len(first), -1)
+    if isinstance(node, Pool | FloatPool):
+        return _pool(graph, node, first, x)
+    if isinstance(node, FloatAffine):
+        return activate(first @ node.w + node.b, node.activation)
+    assert isinstance(node, Output)
+    return first
+
+
+def _add(graph: Graph, node: Add, sources: list[np.ndarray]) -> np.ndarray:
+    top = graph.structure[node.name].f
+    if top is None:
+        return _sum(sources)
+    shifts = [top - f for f in (graph.structure[name].f for name in node.sources) if f is not None]
+    _guard(node, sum(float((np.abs(n).reshape(-1, n.shape[-1]).max(axis=0, initial=0) * 2.0**s).max(initial=0)) for n, s in zip(sources, shifts, strict=True)))
+    return _sum([n << s for n, s in zip(sources, shifts, strict=True)])
+
+
+def _sum(arrays: list[np.ndarray]) -> np.ndarray:
+    total = arrays[0]
+    for array in arrays[1:]:
+        total = total + array
+    return total

@@ -1,0 +1,77 @@
+"""The integer arithmetic of the golden model, one function per rule of `docs/numbers.md`, on int64 arrays whose last axis is the features.
+
+Nothing here checks for overflow of int64: `hlt_train.graph.evaluate` bounds the operands first, `hlt_train.proof` bounds them for every input.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from hlt_train.nodes import Overflow, Quant, Round
+
+__all__ = ["input_step", "limits", "overflow", "rational", "requantise", "shift_round"]
+
+Int64 = npt.NDArray[np.int64]
+Float32 = npt.NDArray[np.float32]
+
+
+def limits(quant: Quant, n: int) -> tuple[Int64, Int64]:
+    """Smallest and largest integer of the format under its overflow rule, int64 `[n]` each. sat_sym drops the most negative one; width 0 gives 0, 0."""
+    width = np.broadcast_to(quant.to.width, n)
+    magnitude = np.left_shift(np.int64(1), np.maximum(width - int(quant.to.signed), 0))
+    hi = np.where(width > 0, magnitude - 1, 0)
+    lo = np.where((width > 0) & quant.to.signed, -magnitude, 0)
+    return (-hi if quant.over == "sat_sym" and quant.to.signed else lo), hi
+
+
+def shift_round(n: Int64, shift: Int64, round: Round) -> Int64:
+    """Shift integers: n * 2**-shift, exact for shift <= 0, rounded by the rule otherwise. shift: int64, broadcast against n."""
+    right = np.maximum(shift, 0)
+    n = np.left_shift(n, np.maximum(-shift, 0))
+    half: Int64 = np.left_shift(np.int64(1), right) >> 1
+    if round == "floor":
+        return np.right_shift(n, right)
+    if round == "half_up":
+        return np.right_shift(np.add(n, half), right)
+    floor = np.right_shift(n, right)
+    rest = n - (floor << right)
+    up: npt.NDArray[np.bool_] = (rest > half) | ((rest == half) & ((floor & 1) == 1))
+    return floor + (up & (right > 0)).astype(np.int64)
+
+
+def overflow(n: Int64, lo: Int64, hi: Int64, over: Overflow) -> Int64:
+    """Bring n into [lo, hi]: modulo its 2**W values for wrap, to the nearest limit otherwise."""
+    if over == "wrap":
+        wrapped: Int64 = ((n - lo) & (hi - lo)) + lo
+        return wrapped
+    return np.clip(n, lo, hi)
+
+
+def requantise(n: Int64, f: Int64, quant: Quant) -> Int64:
+    """Integers at exponent f -> integers of the format of `quant`: shift, round, overflow."""
+    lo, hi = limits(quant, n.shape[-1])
+    return overflow(shift_round(n, f - quant.to.f, quant.round), lo, hi, quant.over)
+
+
+def rational(numerator: Int64, denominator: Int64, round: Round) -> Int64:
+    """The exactly rounded numerator / denominator (> 0). Needs 2 |numerator| + denominator < 2**63."""
+    if round == "floor":
+        return numerator // denominator
+    up: Int64 = (2 * numerator + denominator) // (2 * denominator)
+    if round == "half_up":
+        return up
+    tie: npt.NDArray[np.bool_] = 2 * numerator + denominator == up * 2 * denominator
+    odd: Int64 = (up & 1) * tie
+    return up - odd
+
+
+def input_step(x: Float32, centre: Float32, scale: Float32, lo: Int64, hi: Int64, nan: Int64) -> Int64:
+    """float32 x -> int64, the first grid: fl32(fl32(x - centre) * scale), clamp, round half to even; NaN -> nan. `scale` is fl32(scale * 2**f)."""
+    with np.errstate(over="ignore"):  # a finite x may reach inf here, which the clamp is for
+        t = (x - centre) * scale
+    assert t.dtype == np.float32
+    missing = np.isnan(x)
+    t = np.clip(np.where(missing, np.float32(0), t), lo.astype(np.float32), hi.astype(np.float32))
+    integers: Int64 = np.where(missing, nan, np.rint(t).astype(np.int64))
+    return integers

@@ -1,0 +1,135 @@
+"""Random graphs of the IR for the tests: MLPs and DeepSets of every rounding, overflow and per-feature exponents, with the features to run them on."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hlt_train.graph import (
+    Add,
+    Affine,
+    Concat,
+    Fixed,
+    Flatten,
+    FloatAffine,
+    FloatPool,
+    Graph,
+    Node,
+    Output,
+    Pool,
+    Quant,
+    Requant,
+    float_input_node,
+    input_node,
+)
+from hlt_train.types import Features, Group
+
+
+def group(rng: np.random.Generator, name: str, n: int, length: int | None = None) -> Group:
+    """A group with generic float32 centres and scales, so that ties of the input step are hard."""
+    f32 = np.float32
+    return Group(
+        name=name,
+        variables=tuple(f"{name}_{i}" for i in range(n)),
+        length=length,
+        centre=rng.normal(0, 30, n).astype(f32),
+        scale=rng.uniform(0.02, 3, n).astype(f32),
+        lo=np.full(n, -5, f32),
+        hi=np.full(n, 5, f32),
+        nan=rng.choice([0, 1, -0.5], n).astype(f32),
+    )
+
+
+def affine(rng: np.random.Generator, name: str, source: str, n_in: int, n_out: int, *, bits: int = 4, f: int = 8, relu: bool = True) -> Affine:
+    """An Affine of random `bits`-bit weights."""
+    top = 1 << (bits - 1)
+    w = rng.integers(-top, top, (n_in, n_out)).astype(np.int64)
+    return Affine(name, (source,), w, rng.integers(-64, 64, n_out).astype(np.int64), np.full(n_out, f, np.int64), relu)
+
+
+def quant(rng: np.random.Generator, n: int, f: int, *, width: int = 6, round: str | None = None, over: str | None = None, signed: bool | None = None) -> Quant:
+    """A format of about `width` bits with per-feature exponents around f."""
+    fs = (f + rng.integers(-1, 2, n)).astype(np.int64)
+    signed = bool(rng.integers(2)) if signed is None else signed
+    fixed = Fixed(signed, (width - int(signed) - fs).astype(np.int64), fs)
+    return Quant(fixed, round or str(rng.choice(["floor", "half_up", "half_even"])), over or str(rng.choice(["wrap", "sat", "sat_sym"])))  # type: ignore[arg-type]
+
+
+def mlp(seed: int, *, widths: tuple[int, ...] = (8, 6), variables: int = 5, outputs: int = 2, over: str | None = None, round: str | None = None) -> Graph:
+    """Scalars -> Affine, Requant, ... -> logits; two outputs have the logit difference as score."""
+    rng = np.random.default_rng(seed)
+    nodes: list[Node] = [input_node("in", group(rng, "event", variables), Fixed(True, 3, rng.integers(2, 5, variables).astype(np.int64)))]
+    source, n = "in", variables
+    for k, width in enumerate(widths):
+        nodes += [affine(rng, f"dense{k}", source, n, width), Requant(f"act{k}", (f"dense{k}",), quant(rng, width, 4, over=over, round=round))]
+        source, n = f"act{k}", width
+    return _finish(rng, nodes, source, n, outputs)
+
+
+def deepsets(seed: int, *, kind: str = "sum", length: int = 7, outputs: int = 2, round: str | None = None) -> Graph:
+    """Constituents -> phi -> pool, beside scalars and a flattened copy -> rho -> logits."""
+    rng = np.random.default_rng(seed)
+    mean = quant(rng, 4, 3, width=8, round=round) if kind == "mean" else None
+    nodes: list[Node] = [
+        input_node("in_jets", group(rng, "jets", 3, length), Fixed(True, 3, 3)),
+        input_node("in_event", group(rng, "event", 2), Fixed(True, 3, 2)),
+        affine(rng, "phi0", "in_jets", 3, 4),
+        Requant("phi0_act", ("phi0",), quant(rng, 4, 4, round=round)),
+        affine(rng, "phi1", "phi0_act", 4, 4, relu=False),
+        Requant("phi1_act", ("phi1",), quant(rng, 4, 4, round=round)),
+        Add("residual", ("phi0_act", "phi1_act")),
+        Pool("pool", ("residual",), kind, "jets", mean),  # type: ignore[arg-type]
+        Flatten("flat", ("in_jets",), "jets"),
+        Concat("all", ("pool", "in_event", "flat")),
+        affine(rng, "rho", "all", 6 + 3 * length, 5),
+        Requant("rho_act", ("rho",), quant(rng, 5, 3, round=round)),
+    ]
+    return _finish(rng, nodes, "rho_act", 5, outputs)
+
+
+def _finish(rng: np.random.Generator, nodes: list[Node], source: str, n: int, outputs: int) -> Graph:
+    score = np.array([1, -1] if outputs == 2 else [0] * (outputs - 1) + [1], np.int64)
+    last = affine(rng, "logits", source, n, outputs, relu=False)
+    names = tuple(f"class{i}" for i in range(outputs))
+    return Graph((*nodes, last, Output("out", ("logits",), names, "softmax", score)))
+
+
+def float_mlp(seed: int, *, activation: str = "relu") -> Graph:
+    """A float teacher with constituents and scalars."""
+    rng = np.random.default_rng(seed)
+    f32 = np.float32
+    draw = lambda *shape: rng.normal(0, 0.6, shape).astype(f32)  # noqa: E731
+    nodes: tuple[Node, ...] = (
+        float_input_node("in_jets", group(rng, "jets", 3, 5)),
+        float_input_node("in_event", group(rng, "event", 2)),
+        FloatAffine("phi", ("in_jets",), draw(3, 8), draw(8), activation),  # type: ignore[arg-type]
+        FloatPool("sum", ("phi",), "sum", "jets"),
+        FloatPool("max", ("phi",), "max", "jets"),
+        FloatPool("mean", ("phi",), "mean", "jets"),
+        Flatten("flat", ("in_jets",), "jets"),
+        Concat("all", ("sum", "max", "mean", "in_event", "flat")),
+        FloatAffine("rho", ("all",), draw(24 + 2 + 15, 8), draw(8), activation),  # type: ignore[arg-type]
+        FloatAffine("logits", ("rho",), draw(8, 3), draw(3), "none"),
+        Output("out", ("logits",), ("a", "b", "c"), "softmax"),
+    )
+    return Graph(nodes)
+
+
+def features(graph: Graph, n: int, seed: int = 0) -> Features:
+    """Random raw features of about the width of the formats, with some NaN, infinities, empty and over-long collections and garbage in the padding."""
+    rng = np.random.default_rng(seed)
+    groups: dict[str, np.ndarray] = {}
+    counts: dict[str, np.ndarray] = {}
+    for node in graph.inputs:
+        shape = (n, len(node.variables)) if node.length is None else (n, node.length, len(node.variables))
+        x = (node.centre + rng.normal(0, 3, shape) / node.scale).astype(np.float32)
+        special = rng.random(shape)
+        x[special < 0.01] = np.nan
+        x[(special > 0.01) & (special < 0.015)] = np.inf
+        x[(special > 0.015) & (special < 0.02)] = -np.inf
+        if node.length is not None:
+            count = rng.integers(0, node.length + 3, n).astype(np.int32)
+            padding = np.arange(node.length) >= count[:, None]
+            x[padding] = rng.choice(np.array([np.nan, 3e38, -np.inf], np.float32))
+            counts[node.group] = count
+        groups[node.group] = x
+    return Features(groups, counts)
