@@ -1,0 +1,107 @@
+"""From the parts of a model to nodes of the graph: the integers that a fixed-point part stands for, or its float32 arrays."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+
+from hlt_train import graph
+from hlt_train.errors import RunFailed
+from hlt_train.graph import Affine, Concat, Fixed, Flatten, FloatAffine, FloatInput, FloatPool, Graph, Input, Node, Output, Pool, Quant, Requant
+from hlt_train.models._layers import Dense, GroupInput
+from hlt_train.models._pooling import Pooling
+from hlt_train.precision.fixed import FixedFormat
+from hlt_train.types import Group
+
+__all__ = ["Lowering"]
+
+
+def quant_of(to: FixedFormat) -> Quant:
+    """The graph's form of a format."""
+    assert to.integer is not None
+    return Quant(Fixed(to.signed, to.integer - to.signed, to.f), _round(to), _over(to))
+
+
+def _round(to: FixedFormat) -> graph.Round:
+    match to.round:
+        case "floor" | "half_up" | "half_even":
+            return to.round
+    raise ValueError(to.round)
+
+
+def _over(to: FixedFormat) -> graph.Overflow:
+    match to.over:
+        case "wrap" | "sat" | "sat_sym":
+            return to.over
+    raise ValueError(to.over)
+
+
+class Lowering:
+    """Collects nodes in the order of evaluation; every method returns the name of the last node it added."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+
+    def input(self, part: GroupInput, group: Group) -> str:
+        """The input step of one group."""
+        name = f"{part.name}_input"
+        if part.format is None:
+            return self._add(FloatInput(name, (), group.name, group.variables, group.length, group.centre, group.scale, group.lo, group.hi, group.nan))
+        step = np.float64(2.0**part.format.f)
+        nan = np.rint(np.nan_to_num(group.nan.astype(np.float64), nan=0.0, posinf=2.0**60, neginf=-(2.0**60)) * step)
+        lo, hi = np.array(part.lo, np.int64), np.array(part.hi, np.int64)
+        quant = quant_of(part.format)
+        integers = np.clip(nan, lo, hi).astype(np.int64)
+        return self._add(Input(name, (), group.name, group.variables, group.length, group.centre, group.scale, lo, hi, integers, quant))
+
+    def flatten(self, source: str, group: str) -> str:
+        """Constituents to one row."""
+        return self._add(Flatten(f"{group}_flat", (source,), group))
+
+    def concat(self, name: str, sources: list[str]) -> str:
+        """Sources along the feature axis; nothing is added for a single source."""
+        return sources[0] if len(sources) == 1 else self._add(Concat(name, tuple(sources)))
+
+    def dense(self, layer: Dense, source: str) -> str:
+        """A dense layer: the affine map with its activation, then the loss of bits."""
+        w, b = (np.asarray(jax.device_get(v)) for v in layer.parameters())
+        for array in (w, b):
+            if not np.isfinite(array).all():
+                raise RunFailed(f"layer '{layer.name}' has parameters that are not finite", then="use an earlier checkpoint, or a smaller learning rate")
+        if layer.formats is None:
+            return self._add(FloatAffine(layer.name, (source,), w.T.astype(np.float32), b.astype(np.float32), layer.activation))
+        formats = layer.formats
+        shift = formats.source_f - np.array(formats.source.f, np.int64)
+        integers = _integers(w, formats.weights.f).T << shift[:, None]
+        bias = _integers(b, formats.bias.f) << (formats.f - formats.bias.f)
+        f = np.full(len(b), formats.f, np.int64)
+        affine = self._add(Affine(layer.name, (source,), integers, bias, f, layer.activation == "relu"))
+        return affine if formats.out is None else self._add(Requant(f"{layer.name}_out", (affine,), quant_of(formats.out)))
+
+    def pool(self, part: Pooling, source: str, group: str) -> str:
+        """Pooling, then the loss of bits (the mean does both at once)."""
+        if part.format is None:
+            return self._add(FloatPool(part.name, (source,), part.kind, group))
+        quant = quant_of(part.format)
+        if part.kind == "mean":
+            return self._add(Pool(part.name, (source,), "mean", group, quant))
+        pooled = self._add(Pool(part.name, (source,), part.kind, group))
+        return self._add(Requant(f"{part.name}_out", (pooled,), quant))
+
+    def output(self, source: str, names: tuple[str, ...], score: np.ndarray | None) -> Graph:
+        """The finished graph."""
+        self._add(Output("output", (source,), names, "none", score))
+        return Graph(tuple(self.nodes))
+
+    def _add(self, node: Node) -> str:
+        self.nodes.append(node)
+        return node.name
+
+
+def _integers(values: np.ndarray, f: int) -> np.ndarray:
+    """Grid values to their integers, checked to be on the grid."""
+    scaled = values.astype(np.float64) * 2.0**f
+    integers = np.rint(scaled).astype(np.int64)
+    if not np.array_equal(integers, scaled):
+        raise RunFailed("a parameter is not on its grid", then="the quantiser must return grid values; report this")
+    return integers

@@ -1,0 +1,88 @@
+"""What the user says about number formats: defaults per role, and overrides per layer.
+
+precision:
+weights: fixed<8,auto>          # auto: the integer bits are chosen from the ranges that a float warm-up reached
+bias: fixed<8,auto>
+activations: ufixed<8,auto>     # after ReLU and after pooling
+inputs: fixed<10,4>             # the first grid, always half_even and sat
+round: half_even                # for the formats that name no mode of their own
+over: sat
+layers: {dense_0: {weights: "fixed<6,1>,half_up,sat"}, jets: {inputs: "fixed<12,4>"}}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from hlt_train.errors import UsageError, nearest
+from hlt_train.precision.fixed import FixedFormat, parse_format
+
+__all__ = ["ROLES", "Precision"]
+
+ROLES = ("weights", "bias", "activations", "inputs")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Formats of a fixed-point student: one default per role, `layers[layer][role]` where a layer differs."""
+
+    weights: str = "fixed<8,auto>"
+    bias: str = "fixed<8,auto>"
+    activations: str = "ufixed<8,auto>"
+    inputs: str = "fixed<10,4>"
+    round: str = "half_even"
+    over: str = "sat"
+    layers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Precision:
+        """From the `precision:` section of a configuration; every format is parsed here, so that a mistake is found before anything runs."""
+        known = tuple(f.name for f in fields(cls))
+        for key in config:
+            if key not in known:
+                raise UsageError(f"precision has no option '{key}'", where=f"precision.{key}", near=nearest(key, known) or known)
+        plain = {key: str(value) for key, value in config.items() if key != "layers"}
+        made = cls(**plain, layers={name: dict(roles) for name, roles in _mapping(config.get("layers", {})).items()})
+        for role in ROLES:
+            made.format("", role)
+        for layer, roles in made.layers.items():
+            for role in roles:
+                if role not in ROLES:
+                    raise UsageError(f"a layer has no '{role}'", where=f"precision.layers.{layer}", near=nearest(role, ROLES) or ROLES)
+                made.format(layer, role)
+        return made
+
+    def to_config(self) -> dict[str, Any]:
+        """The `precision:` section that gives this object again."""
+        return {f.name: getattr(self, f.name) for f in fields(self)} | {"layers": {n: dict(o) for n, o in self.layers.items()}}
+
+    def format(self, layer: str, role: str) -> FixedFormat:
+        """The format of one role of one layer (a group's name for `inputs`)."""
+        text = str(self.layers.get(layer, {}).get(role, getattr(self, role)))
+        if role != "inputs":
+            return parse_format(text, round=self.round, over=self.over)
+        found = parse_format(text, round="half_even", over="sat")
+        if (found.round, found.over) != ("half_even", "sat"):
+            raise UsageError(f"inputs are rounded half_even and saturate, '{text}' asks for something else", where=f"precision {layer} inputs")
+        return found
+
+    def check(self, layers: Iterable[str]) -> None:
+        """Refuse overrides of layers that the network does not have."""
+        known = tuple(layers)
+        for name in self.layers:
+            if name not in known:
+                raise UsageError(f"the network has no layer '{name}'", where=f"precision.layers.{name}", near=nearest(name, known) or known)
+
+    def with_format(self, layer: str, role: str, to: FixedFormat) -> Precision:
+        """A copy in which one role of one layer has the format `to`."""
+        layers = {name: dict(roles) for name, roles in self.layers.items()}
+        layers.setdefault(layer, {})[role] = str(to)
+        return replace(self, layers=layers)
+
+
+def _mapping(value: Any) -> Mapping[str, Mapping[str, str]]:
+    if not isinstance(value, Mapping) or not all(isinstance(roles, Mapping) for roles in value.values()):
+        raise UsageError("expected {layer: {role: format}}", where="precision.layers", then="for instance precision.layers.dense_0.weights=fixed<6,1>")
+    return value
