@@ -21,10 +21,12 @@ class Exporter(NamedTuple):
         write: (graph, existing empty directory) -> facts for the certificate (proof flags, opset, ...). Refuses by node name what the target cannot represent.
         load: directory -> a function that runs the ARTEFACT: raw float32 features -> outputs `[n, n_outputs]`, int64 for exact graphs, float32 otherwise.
         latency: (directory, features) -> batch-1 latency of the artefact: `median_ns`, `p99_ns`, `cold_p50_ns`, and what they were measured with.
-        artefacts: the file names that `write` makes, for hashing.
+        artefacts: the file names that `write` and `complete` make, for hashing.
+        complete: called once `working_points.json`, `golden.bin` and the rest lie in the directory; writes what depends on them.
     """
 
     write: Callable[[Graph, Path], dict[str, Any]]
     load: Callable[[Path], Callable[[Features], np.ndarray]]
     latency: Callable[[Path, Features], dict[str, Any]]
     artefacts: tuple[str, ...]
+    complete: Callable[[Path], None] = lambda directory: None

@@ -1,0 +1,179 @@
+"""`net.hpp` as text: the file's frame, the description of inputs and outputs, the paths, and the entry points."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib import resources
+
+import numpy as np
+
+from hlt_train.exporters._cpp_plain import Plain
+from hlt_train.exporters._cpp_plan import Plan
+from hlt_train.exporters._cpp_text import array, int_literal, lines, string_literal
+
+__all__ = ["header", "template"]
+
+
+def template(name: str) -> str:
+    """A file of `hlt_train/exporters/templates`."""
+    return (resources.files("hlt_train.exporters") / "templates" / name).read_text()
+
+
+def header(plan: Plan, namespace: str) -> str:
+    """The whole of `net.hpp`.
+
+    Its contents sit in an inline namespace called after their hash, and the include guard is too: two networks, or two versions of one, may be linked into
+    the same program from different translation units.
+    """
+    body = "\n".join([_description(plan), _runtime(plan), _path(plan), _entries(plan)])
+    digest = hashlib.sha256(body.encode()).hexdigest()[:16]
+    guard = f"HLT_TRAIN_NET_{digest.upper()}"
+    return f"""// {namespace}::evaluate: a network in one C++17 header without dependencies, written by hlt-train. Do not edit it.
+//
+{_usage(plan, namespace)}
+//
+// Thread-safe: no global state, no allocation. {_promise(plan)}
+#ifndef {guard}
+#define {guard}
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+#if defined(__x86_64__) || defined(_M_X64)
+#include <xmmintrin.h>
+#endif
+
+namespace {namespace} {{
+inline namespace n{digest} {{
+
+{body}
+}}  // namespace n{digest}
+}}  // namespace {namespace}
+
+#endif  // {guard}
+"""
+
+
+def _usage(plan: Plan, namespace: str) -> str:
+    rows = [f"//   {namespace}::Logit logits[{plan.output.n}];", f"//   {namespace}::evaluate({', '.join(_arguments(plan, types=False))}, logits);"]
+    for node in plan.inputs:
+        shape = "" if node.length is None else f"[{plan.counts[node.group]}, at most {node.length}]"
+        rows.append(f"//   {plan.pointers[node.group]}: float32 {shape}[{len(node.variables)}], unnormalised: {_comment(', '.join(node.variables))}")
+    if plan.score is not None:
+        rows.append(f"//   {namespace}::score(logits): the discriminant that thresholds cut on")
+    return "\n".join(rows)
+
+
+def _promise(plan: Plan) -> str:
+    if plan.exact:
+        return "The same integers from every compiler, optimisation level, -ffast-math and -ffp-contract, in round-to-nearest mode."
+    return "float32: compilers and flags may differ in the last bits."
+
+
+def _comment(text: str) -> str:
+    """Text that cannot leave a line comment."""
+    return "".join(c if c.isprintable() and c != "\\" else "?" for c in text)
+
+
+def _description(plan: Plan) -> str:
+    """Types and names of what goes in and comes out."""
+    node = plan.output.node
+    out = [
+        f"using Logit = {plan.logit};",
+        f"inline constexpr bool exact = {'true' if plan.exact else 'false'};",
+        f"inline constexpr int n_outputs = {plan.output.n};",
+    ]
+    out.append(array("const char*", "outputs", (plan.output.n,), [string_literal(name) for name in plan.names], aligned=False))
+    out.append("// The value of output o is logits[o] * 2^-exponents[o].")
+    out.append(array("int", "exponents", (plan.output.n,), [int_literal(f) for f in plan.output.f.tolist()], aligned=False))
+    out.append(f"inline constexpr const char* link = {string_literal(getattr(node, 'link', 'none'))};")
+    out.append("\n// length: the most constituents that are read, 0 for a group of scalars.")
+    out.append("struct Group {\n  const char* name;\n  int variables;\n  int length;\n};")
+    rows = [f"{{{string_literal(i.group)}, {len(i.variables)}, {i.length or 0}}}" for i in plan.inputs]
+    out.append(array("Group", "groups", (len(rows),), rows, aligned=False))
+    out.append(f"inline constexpr int n_groups = {len(rows)};")
+    members = "\n".join(f"  {argument} = {'nullptr' if '*' in argument else '0'};" for argument in _arguments(plan))
+    out.append(f"\nstruct Input {{\n{members}\n}};\n")
+    return "\n".join(out)
+
+
+def _runtime(plan: Plan) -> str:
+    text = template("net_runtime.hpp") + ("" if plan.exact else "\n" + template("net_float.hpp"))
+    return f"namespace detail {{\n\n{text}\n}}  // namespace detail\n"
+
+
+def _path(plan: Plan) -> str:
+    """The plain path. Paths for instruction sets are further namespaces of this form, chosen at run time in `_entries`."""
+    plain = Plain(plan)
+    statements = list(plain.before)
+    for group, loop in plain.loops.items():
+        node = next(i for i in plan.inputs if i.group == group)
+        count = plan.counts[group]
+        statements.append(f"{count} = limit({count}, {node.length});")
+        statements += [f"for (int j = 0; j < {count}; ++j) {{", *("  " + line for line in loop), "}"]
+    statements += plain.after
+    body = lines("\n".join(statements), 2)
+    constants = "\n".join(plain.constants)
+    return f"""namespace plain {{
+
+using namespace detail;
+
+{constants}
+
+inline void evaluate({", ".join(_arguments(plan))}, Logit* logits) noexcept {{
+{body}
+}}
+
+}}  // namespace plain
+"""
+
+
+def _entries(plan: Plan) -> str:
+    names = _arguments(plan, types=False)
+    by_position = []
+    for k, node in enumerate(plan.inputs):
+        by_position += [f"x[{k}]"] if node.length is None else [f"x[{k}]", f"count[{k}]"]
+    unused = "" if plan.counts else "  static_cast<void>(count);\n"
+    return f"""// The logits of one event.
+inline void evaluate({", ".join(_arguments(plan))}, Logit* logits) noexcept {{
+  plain::evaluate({", ".join(names)}, logits);
+}}
+
+inline void evaluate(const Input& input, Logit* logits) noexcept {{
+  evaluate({", ".join("input." + name for name in names)}, logits);
+}}
+
+// The same by position in `groups`; count[g] is read for groups of constituents only.
+inline void evaluate_groups(const float* const* x, const std::int32_t* count, Logit* logits) noexcept {{
+{unused}  evaluate({", ".join(by_position)}, logits);
+}}
+
+{_score(plan.score)}"""
+
+
+def _score(weights: np.ndarray | None) -> str:
+    if weights is None:
+        return "inline constexpr bool has_score = false;\ninline std::int64_t score(const Logit*) noexcept { return 0; }\n"
+    terms = [f"std::int64_t{{logits[{o}]}}" + ("" if w == 1 else f" * {int_literal(w)}") for o, w in enumerate(weights.tolist()) if w]
+    total = " + ".join(terms) or "0"
+    unnamed = "logits" if terms else ""
+    return f"""inline constexpr bool has_score = true;
+
+// The discriminant, an integer: an event passes a working point when its score is at least the threshold.
+inline std::int64_t score(const Logit* {unnamed}) noexcept {{
+  return {total};
+}}
+"""
+
+
+def _arguments(plan: Plan, *, types: bool = True) -> list[str]:
+    """The groups as parameters of `evaluate`, in order: a pointer each, followed by a count for constituents."""
+    made = []
+    for node in plan.inputs:
+        made.append(("const float* " if types else "") + plan.pointers[node.group])
+        if node.length is not None:
+            made.append(("int " if types else "") + plan.counts[node.group])
+    return made

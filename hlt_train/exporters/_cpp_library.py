@@ -1,0 +1,83 @@
+"""The written header compiled to a shared library and called through its C interface: how Python runs the artefact itself."""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hlt_train.errors import UsageError
+from hlt_train.exporters._compiler import compile_cpp
+from hlt_train.types import Features
+
+__all__ = ["Library"]
+
+_TIMES = ("chain_median", "chain_p99", "single_median", "single_p99", "cold_median", "cold_p99", "clock", "blocks", "calls")
+
+
+class Library:
+    """An export directory's header, compiled and loaded; everything it says of itself is read from the compiled code.
+
+    Attributes:
+        groups: (name, variables, length) in the order of the C interface; length None for scalars.
+        outputs: names of the outputs.
+        dtype: of an output as the library writes it.
+    """
+
+    def __init__(self, directory: Path, compiler: Sequence[str], flags: Sequence[str] = ("-O2",), namespace: str = "net") -> None:
+        source = directory.resolve() / "net_c.cpp"
+        if not source.is_file():
+            raise UsageError("this is not an export of the target cpp: net_c.cpp is missing", where=str(directory))
+        with tempfile.TemporaryDirectory(prefix="hlt-train-") as scratch:  # a loaded library stays mapped when its file is gone
+            path = Path(scratch).resolve() / "libnet.so"
+            compile_cpp(compiler, [source], path, [*flags, "-shared", "-fPIC"])
+            self._library = ctypes.CDLL(str(path))
+        self._namespace = namespace
+        text: dict[str, Any] = {"restype": ctypes.c_char_p}
+        counts = range(self._function("n_groups")())
+        names = [self._function("group_name", **text)(g).decode() for g in counts]
+        lengths = [int(self._function("group_length")(g)) or None for g in counts]
+        self.groups = tuple(zip(names, [int(self._function("group_variables")(g)) for g in counts], lengths, strict=True))
+        self.outputs = tuple(self._function("output_name", **text)(o).decode() for o in range(self._function("n_outputs")()))
+        self.dtype = np.dtype({0: np.float32, 4: np.int32, 8: np.int64}[int(self._function("logit_bytes")())])
+
+    def evaluate(self, x: Features) -> np.ndarray:
+        """Outputs `[n, n_outputs]` of raw float32 features: int64, or float32 for a float network."""
+        call, n, keep = self._arguments(x)
+        out = np.empty((n, len(self.outputs)), self.dtype)
+        self._function("evaluate", restype=None)(*call, ctypes.c_int64(n), out.ctypes.data_as(ctypes.c_void_p))
+        del keep
+        return out if self.dtype == np.float32 else out.astype(np.int64)
+
+    def time(self, x: Features) -> dict[str, float]:
+        """Nanoseconds per call at batch 1 (see templates/timing.hpp)."""
+        call, n, keep = self._arguments(x)
+        out = np.empty(len(_TIMES), np.float64)
+        self._function("time", restype=None)(*call, ctypes.c_int64(n), out.ctypes.data_as(ctypes.c_void_p))
+        del keep
+        return dict(zip(_TIMES, out.tolist(), strict=True))
+
+    def _function(self, name: str, *, restype: Any = ctypes.c_int32) -> Callable[..., Any]:
+        function = self._library[f"{self._namespace}_{name}"]
+        function.restype = restype
+        return function
+
+    def _arguments(self, x: Features) -> tuple[tuple[Any, Any], int, list[np.ndarray]]:
+        """Pointers to the groups and counts, the number of events, and the arrays that must stay alive."""
+        arrays: list[np.ndarray] = []
+        counts: list[np.ndarray] = []
+        n = len(next(iter(x.groups.values()))) if x.groups else 0
+        for name, variables, length in self.groups:
+            shape = (n, variables) if length is None else (n, length, variables)
+            found = x.groups.get(name)
+            if found is None or found.shape != shape:
+                what = "missing" if found is None else f"shaped {list(found.shape)}"
+                raise UsageError(f"the exported network reads group '{name}' as float32 {list(shape)}; it is {what}", near=sorted(x.groups))
+            arrays.append(np.ascontiguousarray(found, np.float32))
+            counts.append(np.ascontiguousarray(x.counts[name] if length is not None else np.zeros(0, np.int32), np.int32))
+        pointers = [(ctypes.c_void_p * len(held))(*(a.ctypes.data for a in held)) for held in (arrays, counts)]
+        return (pointers[0], pointers[1]), n, arrays + counts

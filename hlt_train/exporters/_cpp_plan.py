@@ -1,0 +1,148 @@
+"""What the C++ generator knows of a graph before it writes a line: per node its identifier, exponents, proved bounds and C++ type; per group its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from hlt_train.errors import UsageError
+from hlt_train.exporters._cpp_text import identifiers, int_type
+from hlt_train.graph import Graph, score_weights
+from hlt_train.nodes import Affine, FloatInput, FloatPool, Input, Node, Pool
+from hlt_train.proof import prove
+from hlt_train.structure import scaled
+
+__all__ = ["Plan", "Value"]
+
+_SCALE = 2.0**100  # of scale * 2**f: up to it, flushing subnormals to zero (which -ffast-math turns on for the whole process) moves no rounded input
+_RESERVED = frozenset(  # what the header declares or uses
+    """
+    Group Input Logit WorkingPoint affine clamp count detail divide_floor divide_half_even divide_half_up evaluate evaluate_groups exact exponents gelu groups
+    has_score i input is_nan j limit link load_bits logits n_groups n_outputs nearest normalise opaque outputs passes plain quantise relu score shift_floor
+    shift_half_even shift_half_up silu standardise std tanh working_points wrap x
+    """.split()  # noqa: SIM905
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Value:
+    """A node's value as an array of the generated code.
+
+    Attributes:
+        node: the node.
+        word: its identifier.
+        n: features.
+        f: exponents, int64 `[n]`; zeros for float nodes.
+        lo, hi: proved bounds, int64 `[n]`; zeros for float nodes.
+        group: the constituent loop that computes it, None outside of loops.
+        type: element type of the array.
+        length: constituents, None for scalars.
+    """
+
+    node: Node
+    word: str
+    n: int
+    f: np.ndarray
+    lo: np.ndarray
+    hi: np.ndarray
+    group: str | None
+    type: str
+    length: int | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is an integer."""
+        return self.type != "float"
+
+
+@dataclass(eq=False)
+class Plan:
+    """A graph, checked, proved and named.
+
+    Attributes:
+        graph: what is exported.
+        values: one per node, in the order of evaluation.
+        pointers, counts: group -> name of its `const float*` and of its count.
+    """
+
+    graph: Graph
+    values: list[Value] = field(default_factory=list)
+    pointers: dict[str, str] = field(default_factory=dict)
+    counts: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        structure, proofs = self.graph.structure, prove(self.graph)
+        self.pointers = identifiers([node.group for node in self.inputs], _RESERVED)
+        lengthy = [node.group for node in self.inputs if node.length is not None]
+        made = identifiers([f"n_{group}" for group in lengthy], [*_RESERVED, *self.pointers.values()])
+        self.counts = {group: made[f"n_{group}"] for group in lengthy}
+        words = identifiers([node.name for node in self.graph.nodes], [*_RESERVED, *self.pointers.values(), *self.counts.values()])
+        for node in self.graph.nodes:
+            form = structure[node.name]
+            if isinstance(node, Input):
+                self._check_scale(node)
+            zeros = np.zeros(form.n, np.int64)
+            lo, hi, kind = zeros, zeros, "float"
+            if form.exact:
+                proof = proofs[node.name]
+                lo, hi = (np.broadcast_to(np.asarray(bound, np.int64), form.n) for bound in (proof.lo, proof.hi))
+                if isinstance(node, Affine):
+                    kind = "std::int32_t" if proof.i32 else "std::int64_t"
+                else:
+                    kind = int_type(int(lo.min()), int(hi.max()), least=16)
+            f = zeros if form.f is None else form.f
+            self.values.append(Value(node, words[node.name], form.n, f, lo, hi, form.group, kind, form.length))
+        self._by_name = {value.node.name: value for value in self.values}
+
+    def __getitem__(self, name: str) -> Value:
+        return self._by_name[name]
+
+    @property
+    def inputs(self) -> tuple[Input | FloatInput, ...]:
+        """The input nodes in the order of the graph, one per group: the order of the arguments."""
+        return self.graph.inputs
+
+    @property
+    def output(self) -> Value:
+        """The last node."""
+        return self.values[-1]
+
+    @property
+    def exact(self) -> bool:
+        """Whether the outputs are integers."""
+        return self.output.exact
+
+    @property
+    def logit(self) -> str:
+        """The C++ type of an output."""
+        return int_type(int(self.output.lo.min()), int(self.output.hi.max()), least=32) if self.exact else "float"
+
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the outputs."""
+        return self.graph.output.names
+
+    @property
+    def score(self) -> np.ndarray | None:
+        """Weights of the integer score on the logits as they leave, alignment of their exponents included: int64 `[n_outputs]`."""
+        return None if self.graph.output.score is None else score_weights(self.graph)[0]
+
+    def scale(self, node: Input) -> np.ndarray:
+        """The factor s' of the input step, float32 `[n]`."""
+        return scaled(node.scale, self[node.name].f)
+
+    def pooled(self, node: Pool | FloatPool, source: Value) -> tuple[int, int]:
+        """Bounds of the raw sum or maximum over constituents, 0 (no constituent) included."""
+        times = 1 if node.kind == "max" else int(source.length or 1)
+        return min(0, int(source.lo.min()) * times), max(0, int(source.hi.max()) * times)
+
+    def _check_scale(self, node: Input) -> None:
+        factor = np.abs(scaled(node.scale, np.broadcast_to(np.asarray(node.quant.to.f, np.int64), len(node.variables))))
+        if (factor > _SCALE).any():
+            raise UsageError(
+                f"the C++ header cannot hold node '{node.name}': scale * 2**f of {node.variables[int(factor.argmax())]} exceeds 2**100",
+                where=f"graph, node {node.name}",
+                then="express the variable in a larger unit",
+            )

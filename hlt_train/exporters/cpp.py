@@ -1,0 +1,65 @@
+"""Target `cpp`: one self-contained C++17 header, a C interface to it, and a program that checks golden vectors and times itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hlt_train import files
+from hlt_train.exporters import Exporter
+from hlt_train.exporters._compiler import find_compiler, version
+from hlt_train.exporters._cpp_header import header, template
+from hlt_train.exporters._cpp_library import Library
+from hlt_train.exporters._cpp_plan import Plan
+from hlt_train.exporters._cpp_points import working_points_header
+from hlt_train.graph import Graph
+from hlt_train.types import Features
+
+__all__ = ["cpp"]
+
+_TEMPLATES = {"net_c.cpp": "net_c.cpp", "timing.hpp": "timing.hpp", "main.cpp": "main.cpp", "selftest.py": "selftest_cpp.py"}
+_ARTEFACTS = ("net.hpp", "working_points.hpp", *_TEMPLATES)
+_NAMESPACE = "net"
+
+
+def cpp(*, compiler: str = "") -> Exporter:
+    """One self-contained C++17 header: exact in integers, input step inside, no dependency.
+
+    Args:
+        compiler: the command that compiles the artefact on this machine; "" takes CXX, c++, g++, clang++, or the ziglang package.
+    """
+
+    def write(graph: Graph, directory: Path) -> dict[str, Any]:
+        plan = Plan(graph)
+        files.write_text(directory / "net.hpp", header(plan, _NAMESPACE))
+        for name, source in _TEMPLATES.items():
+            files.write_text(directory / name, template(source))
+        complete(directory)
+        words = find_compiler(compiler)
+        return {"target": "cpp", "bit_exact": plan.exact, "starts_at": "float", "compiler": version(words), "isa": ["plain"]}
+
+    def complete(directory: Path) -> None:
+        path = directory / "working_points.json"
+        points = files.read_document(path, "hlt-train/working-points", 1)["points"] if path.exists() else []
+        files.write_text(directory / "working_points.hpp", working_points_header(points, _NAMESPACE))
+
+    def load(directory: Path) -> Any:
+        return Library(directory, find_compiler(compiler)).evaluate
+
+    def latency(directory: Path, x: Features) -> dict[str, Any]:
+        words = find_compiler(compiler)
+        times = Library(directory, words).time(x)
+        return {
+            "median_ns": times["chain_median"],
+            "p99_ns": times["chain_p99"],
+            "cold_p50_ns": times["cold_median"],
+            **{f"{name}_ns": times[name] for name in ("single_median", "single_p99", "cold_p99", "clock")},
+            "blocks": int(times["blocks"]),
+            "calls": int(times["calls"]),
+            "method": "mean of a block of dependent calls; median and 99th percentile over blocks",
+            "compiler": version(words),
+            "flags": "-std=c++17 -O2",
+            "isa": "plain",
+        }
+
+    return Exporter(write, load, latency, _ARTEFACTS, complete)
