@@ -9,6 +9,7 @@ import click
 
 from hlt_train.cli._options import emit, json_option, quiet_option
 from hlt_train.errors import UsageError
+from hlt_train.progress import Progress
 
 __all__ = ["command", "parse_count"]
 
@@ -27,7 +28,7 @@ def parse_count(text: str) -> int:
     raise UsageError(f"not a whole number of rows: '{text}'", then="for instance -n 200k, -n 1e6 or -n 2M")
 
 
-@click.command(short_help="Write a ROOT file of toy jets or toy trigger events.")
+@click.command()
 @click.argument("out", metavar="OUT.root", type=click.Path(path_type=Path))
 @click.option("--kind", type=click.Choice(["jets", "events"]), required=True, help="jets: 5 classes with constituents. events: HH to 4b against QCD after L1.")
 @click.option("-n", "count", metavar="N", default="200k", show_default=True, help="Rows to write: 200k, 1e6, 2M ...")
@@ -45,18 +46,19 @@ def command(out: Path, kind: str, count: str, seed: int, drift: bool, rejected: 
     if kind == "jets" and (drift or rejected):
         raise UsageError(f"{'--drift' if drift else '--all'} belongs to --kind events", then=f"hlt-train toy {out} --kind events ...")
 
-    def progress(rows: int) -> None:
-        if not quiet:
-            click.echo(f"\r{rows:,} of {n:,} {kind}", err=True, nl=rows >= n)
+    progress = Progress(quiet=quiet)
+    report = lambda rows: progress.update(rows, n, f"{rows:,} of {n:,} {kind}")  # noqa: E731
+    try:
+        if kind == "jets":
+            from hlt_train.datasets.jets import write_jets
 
-    if kind == "jets":
-        from hlt_train.datasets.jets import write_jets
+            write_jets(out, n, seed, progress=report)
+        else:
+            from hlt_train.datasets.events import write_events
 
-        write_jets(out, n, seed, progress=progress)
-    else:
-        from hlt_train.datasets.events import write_events
-
-        write_events(out, n, seed, drift=drift, rejected=rejected, progress=progress)
+            write_events(out, n, seed, drift=drift, rejected=rejected, progress=report)
+    finally:
+        progress.close()
     tree = "Jets" if kind == "jets" else "Events"
     facts = {"file": str(out), "tree": tree, "origin": "toy", "entries": n, "seed": seed, "drift": drift, "all": rejected, "bytes": out.stat().st_size}
     emit(facts, as_json=as_json, text=summary)

@@ -31,7 +31,7 @@ class Partons(NamedTuple):
 
 def concatenate(parts: list[Partons]) -> Partons:
     """All the partons of `parts`, in that order."""
-    return Partons(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+    return Partons._make(np.concatenate(field) for field in zip(*parts, strict=True))
 
 
 def qcd(n: int, rng: np.random.Generator) -> Partons:

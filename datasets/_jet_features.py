@@ -84,5 +84,6 @@ def _refine(z: Floats, deta: Floats, dphi: Floats, axis_eta: Floats, axis_phi: F
         share = z * (nearest == np.arange(len(axis_eta))[:, None, None])
         total = np.maximum(share.sum(axis=2), 1e-9)
         axis_eta, axis_phi = (share * deta).sum(axis=2) / total, (share * dphi).sum(axis=2) / total
-    nearest_distance: Floats = np.hypot(deta - axis_eta[:, :, None], dphi - axis_phi[:, :, None]).min(axis=0)
-    return (z * nearest_distance).sum(axis=1)
+    distance = np.hypot(deta - axis_eta[:, :, None], dphi - axis_phi[:, :, None]).min(axis=0)
+    tau: Floats = (z * distance).sum(axis=1)
+    return tau

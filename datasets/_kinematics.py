@@ -64,7 +64,8 @@ def two_body_decay(parent: Floats, mass: Floats, mass1: Floats, mass2: Floats, r
 def power_law(n: int, low: float, high: float, exponent: float, rng: np.random.Generator) -> Floats:
     """`n` values between `low` and `high` with density proportional to x**-exponent (exponent not 1), by inversion."""
     k = 1 - exponent
-    return (low**k + rng.random(n) * (high**k - low**k)) ** (1 / k)
+    drawn: Floats = (low**k + rng.random(n) * (high**k - low**k)) ** (1 / k)
+    return drawn
 
 
 def owners(counts: Ints) -> Ints:
@@ -74,4 +75,4 @@ def owners(counts: Ints) -> Ints:
 
 def sum_by_owner(owner: Ints, values: Floats, n: int) -> Floats:
     """Sum of `values` over the items of each of the `n` owners."""
-    return np.bincount(owner, weights=values, minlength=n)
+    return np.bincount(owner, weights=values, minlength=n).astype(np.float64, copy=False)

@@ -20,7 +20,7 @@ from hlt_train import __version__
 from hlt_train.errors import UsageError
 from hlt_train.files import atomic_path
 
-__all__ = ["Columns", "Jagged", "check_request", "collection", "generator", "interleaved_labels", "rounded", "write_chunks"]
+__all__ = ["Columns", "Jagged", "check_request", "collection", "generator", "interleaved_labels", "luminosity_block", "rounded", "write_chunks"]
 
 Columns = dict[str, Any]  # branch -> array `[rows]`, or collection -> awkward array of records `[rows, var]`
 Jagged = Mapping[str, NDArray[Any]]  # field -> flat array over the items of all rows
@@ -35,6 +35,11 @@ def interleaved_labels(rows: int, classes: int, rng: np.random.Generator) -> NDA
     """Class of each of `rows` rows: every run of `classes` rows holds each class once, in random order, so that a file of any length is balanced."""
     groups = np.tile(np.arange(classes), (-(-rows // classes), 1))
     return rng.permuted(groups, axis=1).ravel()[:rows]
+
+
+def luminosity_block(seed: int, rows: int) -> NDArray[np.uint32]:
+    """One block per seed, as one per job in a production: (run, luminosityBlock, event) then tells files of different seeds apart."""
+    return np.full(rows, 1 + seed % (2**32 - 1), np.uint32)
 
 
 def collection(counts: NDArray[np.int64], fields: Jagged) -> ak.Array:

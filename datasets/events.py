@@ -16,7 +16,7 @@ import numpy as np
 from hlt_train.datasets._collisions import MAX_ETA, Partons, concatenate, hh_to_4b, pileup, qcd
 from hlt_train.datasets._kinematics import Floats, Ints, wrap
 from hlt_train.datasets._trigger_detector import HLT, L1, L1_THRESHOLD, OFFLINE, btag, ht, measure, missing_pt
-from hlt_train.datasets._writer import Columns, check_request, collection, generator, interleaved_labels, write_chunks
+from hlt_train.datasets._writer import Columns, check_request, collection, generator, interleaved_labels, luminosity_block, write_chunks
 
 __all__ = ["CHUNK", "CLASSES", "DRIFT_RUN", "FIRST_RUN", "RUNS", "VERSION", "write_events"]
 
@@ -66,7 +66,6 @@ def chunk(seed: int, number: int, *, drift: bool, rejected: bool) -> Columns:
     rng = generator(seed, STREAM, number)
     label = interleaved_labels(CHUNK, len(CLASSES), rng)
     run = FIRST_RUN + rng.integers(RUNS, size=CHUNK)
-    luminosity_block = 1 + rng.integers(500, size=CHUNK)
     reference = rng.random(CHUNK) < REFERENCE_RATE
     parts, numbers_of_collisions, l1_ht = [], np.zeros(CHUNK, np.int64), np.zeros(CHUNK)
     for index, name in enumerate(CLASSES):
@@ -79,7 +78,7 @@ def chunk(seed: int, number: int, *, drift: bool, rejected: bool) -> Columns:
     return {
         "label": label.astype(np.int32),
         "run": run.astype(np.uint32),
-        "luminosityBlock": luminosity_block.astype(np.uint32),
+        "luminosityBlock": luminosity_block(seed, CHUNK),
         "event": (number * CHUNK + np.arange(1, CHUNK + 1)).astype(np.uint64),
         "weight": np.ones(CHUNK, np.float32),
         "HLT_Ref": reference,
@@ -107,7 +106,7 @@ def attempt(name: str, n: int, rng: np.random.Generator) -> Collisions:
     hard = hh_to_4b(n, rng) if name == "hh" else qcd(n, rng)
     numbers, soft = pileup(n, rng)
     partons = concatenate([hard, soft])
-    partons = Partons(*(field[np.abs(partons.eta) < MAX_ETA] for field in partons))
+    partons = Partons._make(field[np.abs(partons.eta) < MAX_ETA] for field in partons)
     measured = measure(partons, numbers, L1, rng)
     return Collisions(partons, numbers, ht(measured._replace(eta=partons.eta), n, min_pt=30, max_eta=2.4))
 
@@ -115,7 +114,7 @@ def attempt(name: str, n: int, rng: np.random.Generator) -> Collisions:
 def select(collisions: Collisions, keep: np.ndarray) -> Collisions:
     """The events where `keep` `[n]` is true, renumbered."""
     number = np.cumsum(keep) - 1
-    kept = Partons(*(field[keep[collisions.partons.event]] for field in collisions.partons))
+    kept = Partons._make(field[keep[collisions.partons.event]] for field in collisions.partons)
     return Collisions(kept._replace(event=number[kept.event]), collisions.pileup[keep], collisions.l1_ht[keep])
 
 
@@ -130,7 +129,7 @@ def reconstruct(collisions: Collisions, late: np.ndarray, rng: np.random.Generat
     vertices = rng.binomial(collisions.pileup, 0.7)
     order = np.lexsort((-jets.pt, jets.event))
     order = order[jets.pt[order] > MIN_PT]
-    written = Partons(*(field[order] for field in jets))
+    written = Partons._make(field[order] for field in jets)
     fields = {"pt": written.pt, "eta": written.eta, "phi": wrap(written.phi), "mass": mass[order], "btag": score[order]}
     counts = np.bincount(written.event, minlength=n)
     return {

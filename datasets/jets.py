@@ -17,7 +17,7 @@ from hlt_train.datasets._jet_detector import Constituents, measure, underlying_e
 from hlt_train.datasets._jet_features import describe
 from hlt_train.datasets._kinematics import Floats, Ints, coordinates, four_momentum, two_body_decay, wrap
 from hlt_train.datasets._shower import GLUON, QUARK, Particles, hadronise, put_on_shell, shower
-from hlt_train.datasets._writer import Columns, check_request, collection, generator, interleaved_labels, rounded, write_chunks
+from hlt_train.datasets._writer import Columns, check_request, collection, generator, interleaved_labels, luminosity_block, rounded, write_chunks
 
 __all__ = ["CHUNK", "CLASSES", "VERSION", "write_jets"]
 
@@ -54,12 +54,12 @@ def chunk(seed: int, number: int) -> Columns:
         rows = np.flatnonzero(label == index)
         jets = generate(name, len(rows), generator(seed, STREAM, number, index))
         parts.append(jets._replace(jet=rows[jets.jet]))
-    found = Constituents(*(np.concatenate(field) for field in zip(*parts, strict=True)))
+    found = Constituents._make(np.concatenate(field) for field in zip(*parts, strict=True))
     order = np.lexsort((-found.pt, found.jet))
-    return columns(label, Constituents(*(field[order] for field in found)), number * CHUNK + np.arange(CHUNK))
+    return columns(seed, label, Constituents._make(field[order] for field in found), number * CHUNK + np.arange(CHUNK))
 
 
-def columns(label: Ints, found: Constituents, row: Ints) -> Columns:
+def columns(seed: int, label: Ints, found: Constituents, row: Ints) -> Columns:
     """Branches from labels `[n]`, sorted constituents and the rows' places in the file `[n]`."""
     features, deta, dphi = describe(found, len(label))
     constituents = {
@@ -74,7 +74,7 @@ def columns(label: Ints, found: Constituents, row: Ints) -> Columns:
     return {
         "label": label.astype(np.int32),
         "run": np.ones(len(label), np.uint32),
-        "luminosityBlock": (1 + row // 1000).astype(np.uint32),
+        "luminosityBlock": luminosity_block(seed, len(label)),
         "event": (1 + row).astype(np.uint64),
         **{f"jet_{name}": values.astype(np.float32) for name, values in features.items()},
         "part": collection(np.bincount(found.jet, minlength=len(label)), constituents),
@@ -93,7 +93,7 @@ def generate(name: str, n: int, rng: np.random.Generator) -> Constituents:
     if len(prongs) > 1:
         hadrons = put_on_shell(hadrons, mass)
     soft = underlying_event(eta, phi, rng)
-    together = Particles(*(np.concatenate(field) for field in zip(hadrons, soft, strict=True)))
+    together = Particles._make(np.concatenate(field) for field in zip(hadrons, soft, strict=True))
     return measure(together, eta, phi, rng)
 
 
@@ -119,4 +119,5 @@ def opening_angles(prongs: Particles, count: int) -> Floats:
     eta, phi = prongs.eta.reshape(count, -1), prongs.phi.reshape(count, -1)
     distance = np.hypot(eta[:, None] - eta, wrap(phi[:, None] - phi))
     distance[np.arange(count), np.arange(count)] = np.inf
-    return np.clip(distance.min(axis=1).ravel(), 0.02, OPENING)
+    nearest: Floats = distance.min(axis=1).ravel()
+    return np.clip(nearest, 0.02, OPENING)
