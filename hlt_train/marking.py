@@ -113,7 +113,7 @@ def _mean_parts(n: Int64, counts: np.ndarray, shift: Int64, quant: Quant) -> tup
     count = np.clip(counts.astype(np.int64), 0, n.shape[1])
     total = np.where((np.arange(n.shape[1]) < count[:, None])[:, :, None], n, 0).sum(axis=1)
     numerator: Int64 = total << np.maximum(-shift, 0)
-    denominator: Int64 = np.maximum(count, 1)[:, None] << np.maximum(shift, 0)
+    denominator: Int64 = np.left_shift(np.maximum(count, 1)[:, None], np.maximum(shift, 0))
     floor = rational(numerator, denominator, "floor")
     return rational(numerator, denominator, quant.round), floor, 2 * (numerator - floor * denominator) == denominator
 
