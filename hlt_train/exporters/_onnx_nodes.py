@@ -1,0 +1,222 @@
+"""The nodes of the IR as plain ONNX operators. Integers travel as float32, which is exact below 2**24: `check_f24` refuses the rest (`docs/numbers.md`)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hlt_train.arithmetic import limits, shift_round
+from hlt_train.errors import UsageError
+from hlt_train.exporters._onnx_builder import Builder
+from hlt_train.graph import (
+    Add,
+    Affine,
+    Concat,
+    Flatten,
+    FloatAffine,
+    FloatInput,
+    FloatPool,
+    Graph,
+    Input,
+    Node,
+    Output,
+    Pool,
+    Quant,
+    Requant,
+    score_weights,
+)
+from hlt_train.proof import Proof, prove
+from hlt_train.structure import scaled
+
+__all__ = ["build"]
+
+
+def build(graph: Graph, builder: Builder) -> dict[str, Proof]:
+    """Emit the whole graph: inputs by group name (`<group>_count` beside a collection), outputs `logits` and, where it has one, `score`."""
+    proofs = prove(graph)
+    for node in graph.nodes:
+        _check_f24(node, proofs)
+    emitter = _Emitter(graph, builder, proofs)
+    for node in graph.nodes:
+        builder.begin(node.name)
+        emitter.values[node.name] = emitter.emit(node)
+    return proofs
+
+
+def _check_f24(node: Node, proofs: dict[str, Proof]) -> None:
+    proof = proofs.get(node.name)
+    if proof is not None and not proof.f24:
+        raise UsageError(
+            f"{type(node).__name__} '{node.name}' needs {proof.acc_bits} bits, and ONNX computes in float32, which is exact to 24",
+            where=f"node '{node.name}'",
+            near=("cpp",),
+            then="export it with --to cpp, or give this layer narrower weights or activations",
+        )
+
+
+def _powers(exponent: np.ndarray) -> np.ndarray:
+    return np.ldexp(np.ones(exponent.shape), exponent.astype(np.int32)).astype(np.float32)
+
+
+class _Emitter:
+    """Emits one node after the other; `values` maps the nodes so far to their tensors."""
+
+    def __init__(self, graph: Graph, builder: Builder, proofs: dict[str, Proof]) -> None:
+        self.graph, self.to, self.proofs = graph, builder, proofs
+        self.values: dict[str, str] = {}
+        self.counts: dict[str, str] = {}  # group -> float32 [batch, 1]
+        self.masks: dict[str, str] = {}  # group -> bool [batch, length, 1]
+
+    def emit(self, node: Node) -> str:
+        """The tensor of `node`."""
+        sources = [self.values[name] for name in node.sources]
+        if isinstance(node, Input | FloatInput):
+            return self._input(node)
+        if isinstance(node, Affine | FloatAffine):
+            return self._affine(node, sources[0])
+        if isinstance(node, Requant):
+            return self._requant(node, sources[0])
+        if isinstance(node, Add):
+            return self._add(node, sources)
+        if isinstance(node, Concat):
+            return self.to.op("Concat", *sources, axis=-1)
+        if isinstance(node, Flatten):
+            kept = self.to.op("Where", self.masks[node.group], sources[0], self.to.constant(0.0))
+            return self.to.op("Reshape", kept, self.to.constant(np.array([0, self.graph.structure[node.name].n]), "shape", np.int64))
+        if isinstance(node, Pool | FloatPool):
+            return self._pool(node, sources[0])
+        assert isinstance(node, Output)
+        return self._output(node, sources[0])
+
+    def _input(self, node: Input | FloatInput) -> str:
+        to, n = self.to, len(node.variables)
+        x = to.input(node.group, *(("batch", n) if node.length is None else ("batch", node.length, n)))
+        if node.length is not None:
+            count = self.counts[node.group] = to.input(f"{node.group}_count", "batch", 1)
+            index = to.constant(np.arange(node.length).reshape(1, -1, 1))
+            self.masks[node.group] = to.op("Less", index, to.op("Unsqueeze", count, to.constant(np.array([2]), "axes", np.int64)))
+        f = self.graph.structure[node.name].f
+        factor = node.scale if f is None else scaled(node.scale, f)
+        t = to.op("Mul", to.op("Sub", x, to.constant(node.centre, "centre")), to.constant(factor, "scale"))
+        t = to.op("Min", to.op("Max", t, to.constant(node.lo, "lo")), to.constant(node.hi, "hi"))
+        if isinstance(node, Input):
+            t = to.op("Round", t)
+        # A NaN may leave Max, Min and Round as anything: it is replaced last, by its own bits.
+        return to.op("Where", to.op("IsNaN", x), to.constant(node.nan, "nan"), t)
+
+    def _affine(self, node: Affine | FloatAffine, x: str) -> str:
+        to = self.to
+        y = to.op("Add", to.op("MatMul", x, to.constant(node.w, "weight")), to.constant(node.b, "bias"))
+        activation = ("relu" if node.relu else "none") if isinstance(node, Affine) else node.activation
+        match activation:
+            case "relu":
+                return to.op("Relu", y)
+            case "tanh":
+                return to.op("Tanh", y)
+            case "silu":
+                return to.op("Mul", y, to.op("Sigmoid", y))
+            case "gelu":
+                cube = to.op("Mul", to.op("Mul", y, y), y)
+                inner = to.op("Mul", to.op("Add", y, to.op("Mul", cube, to.constant(0.044715))), to.constant(np.sqrt(2 / np.pi)))
+                return to.op("Mul", to.op("Mul", y, to.constant(0.5)), to.op("Add", to.op("Tanh", inner), to.constant(1.0)))
+            case _:
+                return y
+
+    def _requant(self, node: Requant, n: str) -> str:
+        f, target = self.graph.structure[node.sources[0]].f, self.graph.structure[node.name].f
+        assert f is not None
+        assert target is not None
+        shift, before = f - target, self.proofs[node.sources[0]]
+        if shift.any():
+            n = self.to.op("Mul", n, self.to.constant(_powers(-shift), "shift"))
+        if (shift > 0).any():
+            n = self._round(n, node.quant)
+        lo, hi = (shift_round(end, shift, node.quant.round) for end in (before.lo, before.hi))
+        return self._overflow(n, lo, hi, node.quant)
+
+    def _round(self, n: str, quant: Quant) -> str:
+        if quant.round == "half_even":
+            return self.to.op("Round", n)
+        return self.to.op("Floor", n if quant.round == "floor" else self.to.op("Add", n, self.to.constant(0.5, "half")))
+
+    def _overflow(self, n: str, lo: np.ndarray, hi: np.ndarray, quant: Quant) -> str:
+        """Integers proved to lie in [lo, hi] -> the format. A limit that no input can pass is not emitted."""
+        to = self.to
+        least, most = limits(quant, len(lo))
+        inside = (lo >= least) & (hi <= most)
+        if inside.all():
+            return n
+        if quant.over == "wrap":
+            span = np.where(inside, 0, most - least + 1)
+            per_turn = np.where(inside, 1.0, 1.0 / (most - least + 1))
+            turns = to.op("Floor", to.op("Mul", to.op("Sub", n, to.constant(np.where(inside, 0, least), "lo")), to.constant(per_turn, "per_turn")))
+            return to.op("Sub", n, to.op("Mul", turns, to.constant(span, "span")))
+        if (lo < least).any():
+            n = to.op("Max", n, to.constant(np.maximum(lo, least), "lo"))
+        if (hi > most).any():
+            n = to.op("Min", n, to.constant(np.minimum(hi, most), "hi"))
+        return n
+
+    def _add(self, node: Add, sources: list[str]) -> str:
+        top = self.graph.structure[node.name].f
+        total = ""
+        for name, value in zip(node.sources, sources, strict=True):
+            f = self.graph.structure[name].f
+            if top is not None and f is not None and (top != f).any():
+                value = self.to.op("Mul", value, self.to.constant(_powers(top - f), "align"))
+            total = self.to.op("Add", total, value) if total else value
+        return total
+
+    def _pool(self, node: Pool | FloatPool, x: str) -> str:
+        to, mask, count = self.to, self.masks[node.group], self.counts[node.group]
+        zero = to.constant(0.0)
+        if node.kind == "max":
+            # -2**25 is below every integer that passed check_f24.
+            top = to.reduce("ReduceMax", to.op("Where", mask, x, to.constant(-np.inf if isinstance(node, FloatPool) else -(2.0**25))))
+            return to.op("Where", to.op("Greater", count, zero), top, zero)
+        total = to.reduce("ReduceSum", to.op("Where", mask, x, zero))
+        if node.kind == "sum":
+            return total
+        length = self.graph.structure[node.sources[0]].length
+        assert length is not None
+        many = to.op("Min", to.op("Max", count, to.constant(1.0)), to.constant(float(length)))
+        return to.op("Div", total, many) if isinstance(node, FloatPool) else self._mean(node, total, many)
+
+    def _mean(self, node: Pool, total: str, many: str) -> str:
+        """Floor((2 N + D) / (2 D)), or Floor(N / D): float32 division is exact enough for the floor below 2**23, which the proof has checked."""
+        to, quant = self.to, node.quant
+        f, target = self.graph.structure[node.sources[0]].f, self.graph.structure[node.name].f
+        assert quant is not None
+        assert f is not None
+        assert target is not None
+        gain, source = target - f, self.proofs[node.sources[0]]
+        numerator = to.op("Mul", total, to.constant(_powers(np.maximum(gain, 0)), "gain"))
+        denominator = to.op("Mul", many, to.constant(_powers(np.maximum(-gain, 0)), "loss"))
+        if quant.round == "floor":
+            n = to.op("Floor", to.op("Div", numerator, denominator))
+        else:
+            two = to.constant(2.0)
+            doubled, upper = to.op("Mul", denominator, two), to.op("Add", to.op("Mul", numerator, two), denominator)
+            n = to.op("Floor", to.op("Div", upper, doubled))
+            if quant.round == "half_even":
+                odd = to.op("Sub", n, to.op("Mul", to.op("Floor", to.op("Mul", n, to.constant(0.5))), two))
+                tie = to.op("Equal", upper, to.op("Mul", n, doubled))
+                n = to.op("Sub", n, to.op("Where", tie, odd, to.constant(0.0)))
+        lo, hi = (shift_round(end, -gain, quant.round) for end in (np.minimum(source.lo, 0), np.maximum(source.hi, 0)))
+        return self._overflow(n, lo, hi, quant)
+
+    def _output(self, node: Output, x: str) -> str:
+        to, structure = self.to, self.graph.structure[node.name]
+        if structure.f is None:
+            to.output("logits", x, "batch", structure.n)
+            return x
+        values = to.op("Mul", x, to.constant(_powers(-structure.f), "step")) if structure.f.any() else x
+        to.output("logits", self._canonical(values), "batch", structure.n)
+        if node.score is not None:
+            weights, _ = score_weights(self.graph)
+            to.output("score", self._canonical(to.op("MatMul", x, to.constant(weights[:, None], "score_weight"))), "batch", 1)
+        return x
+
+    def _canonical(self, x: str) -> str:
+        """-0.0 becomes 0.0; the bits of every other number stay."""
+        zero = self.to.constant(0.0)
+        return self.to.op("Where", self.to.op("Equal", x, zero), zero, x)

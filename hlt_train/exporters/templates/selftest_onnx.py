@@ -1,0 +1,158 @@
+"""Does model.onnx in this directory still compute what it was exported for, with the ONNX Runtime of this machine?
+
+    python selftest.py [--json]
+
+Runs the model on the golden vectors and compares integer logits, integer scores, and the decision at every working point of working_points.json with the
+recorded ones; then the hashes of the files with certificate.json. Exit code 0: all equal; 1: something differs. Needs Python, numpy and onnxruntime only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+HERE = Path(__file__).resolve().parent
+GARBAGE = (np.float32(np.nan), np.float32(3e38))  # beyond a collection's count, by parity of the vector: no network may notice it
+ROWS = 1 << 22  # numbers of the inputs in one call
+
+
+def read_json(name: str) -> dict:
+    """A document of this directory."""
+    return json.loads((HERE / name).read_text())
+
+
+def read_golden(head: dict) -> tuple[dict, dict, np.ndarray, np.ndarray | None, np.ndarray]:
+    """(groups, counts, outputs, score, decisions) of golden.bin, whose parts follow each other without gaps."""
+    content = (HERE / "golden.bin").read_bytes()
+    if content[:8] != b"HLTGOLD1":
+        raise SystemExit("golden.bin is not a file of golden vectors")
+    n, points = (int(v) for v in np.frombuffer(content, "<i8", 2, 8))
+    place = 24
+
+    def take(dtype: str, *shape: int) -> np.ndarray:
+        nonlocal place
+        found = np.frombuffer(content, dtype, math.prod(shape), place).reshape(shape)
+        place += found.nbytes
+        return found
+
+    groups, counts = {}, {}
+    for group in head["groups"]:
+        name, length, width = group["name"], group["length"], len(group["variables"])
+        if length is None:
+            groups[name] = take("<f4", n, width)
+            continue
+        counts[name] = take("<i4", n)
+        array = np.empty((n, length, width), np.float32)
+        array[0::2], array[1::2] = GARBAGE
+        array[np.arange(length) < counts[name][:, None]] = take("<f4", int(np.clip(counts[name], 0, length).sum()), width)
+        groups[name] = array
+    outputs = take("<i8" if head["exact"] else "<f4", n, len(head["outputs"]))
+    score = take("<i8", n) if head["score"] else None
+    return groups, counts, outputs, score, take("u1", points, n).astype(bool)
+
+
+def run_model(groups: dict, counts: dict) -> tuple[dict[str, np.ndarray], dict]:
+    """(output name -> float32 array, metadata) of model.onnx, one thread, on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(HERE / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    names = [port.name for port in session.get_outputs()]
+    feeds = {}
+    for port in session.get_inputs():
+        feeds[port.name] = groups[port.name] if port.name in groups else counts[port.name.removesuffix("_count")][:, None].astype(np.float32)
+    n = len(next(iter(groups.values())))
+    step = max(1, ROWS // max(math.prod(array.shape[1:]) for array in groups.values()))
+    parts = [session.run(names, {k: v[start : start + step] for k, v in feeds.items()}) for start in range(0, n, step)]
+    joined = {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(names)}
+    return joined, session.get_modelmeta().custom_metadata_map
+
+
+def integers(values: np.ndarray) -> np.ndarray:
+    """Float64 -> int64; what is no integer becomes one that nothing equals."""
+    whole = np.isfinite(values) & (np.rint(values) == values)
+    return np.where(whole, np.where(whole, values, 0).astype(np.int64), np.iinfo(np.int64).min)
+
+
+def discriminant(logits: np.ndarray, points: dict) -> np.ndarray:
+    """log(sum of signal fractions * p / sum of background fractions * p), float64, of float logits."""
+    sides = []
+    for side in ("signal", "background"):
+        fractions = points["discriminant"][side]
+        columns = [points["classes"].index(name) for name in fractions]
+        terms = logits[:, columns].astype(np.float64) + (np.log(list(fractions.values())) if len(columns) > 1 else 0)
+        top = terms.max(axis=1)
+        sides.append(top if len(columns) == 1 else top + np.log(np.exp(terms - top[:, None]).sum(axis=1)))
+    return sides[0] - sides[1]
+
+
+def decide(point: dict, score: np.ndarray, *, exact: bool) -> np.ndarray:
+    """Score >= threshold; a point without a threshold passes nothing."""
+    threshold = point["integer_threshold"] if exact else point["threshold"]
+    return np.zeros(len(score), bool) if threshold is None else score >= threshold
+
+
+def compare() -> dict:
+    """Counts of what was compared and what differs, and the first difference."""
+    head = read_json("golden.json")
+    groups, counts, outputs, score, decisions = read_golden(head)
+    found, metadata = run_model(groups, counts)
+    document = read_json("working_points.json")
+    points, exact = document["points"], head["exact"]
+    result: dict = {"vectors": len(outputs), "logits": outputs.size, "working_points": len(points), "decisions": decisions.size}
+    if [p["name"] for p in points] != head["working_points"]:
+        return {**result, "error": "working_points.json has other working points than golden.json"}
+    if exact:
+        logits = integers(found["logits"].astype(np.float64) * 2.0 ** np.array(json.loads(metadata["hlt_train.logits_exponents"])))
+        wrong = logits != outputs
+        result["logits_differing"] = int(wrong.sum())
+        scores = integers(found["score"][:, 0].astype(np.float64)) if score is not None else None
+        result["scores_differing"] = int((scores != score).sum()) if score is not None else 0
+        near = np.zeros(len(outputs), bool)
+    else:
+        logits, wrong = found["logits"], ~(np.abs(found["logits"] - outputs) <= head["tolerance"])
+        result |= {"tolerance": head["tolerance"], "maximal_deviation": float(np.abs(logits - outputs).max()), "logits_differing": int(wrong.sum())}
+        scores = discriminant(logits, document) if points else None
+    passed = [decide(point, scores, exact=exact) for point in points] if scores is not None else []
+    differing = 0
+    for point, mine, recorded in zip(points, passed, decisions, strict=False):
+        if not exact:  # within the tolerance of both sides of the discriminant a decision may go either way
+            near = np.abs(scores - point["threshold"]) <= 2 * head["tolerance"]
+        differing += int(((mine != recorded) & ~near).sum())
+    result["decisions_differing"] = differing
+    if wrong.any():
+        row, column = (int(v) for v in np.argwhere(wrong)[0])
+        result["first"] = {"vector": row, "output": head["outputs"][column], "expected": outputs[row, column].item(), "got": logits[row, column].item()}
+    return result
+
+
+def changed_files() -> list[str]:
+    """Files whose bytes are not those that certificate.json names."""
+    if not (HERE / "certificate.json").is_file():
+        return []
+    stated = read_json("certificate.json")["sha256"]
+    return [name for name, value in stated.items() if not (HERE / name).is_file() or hashlib.sha256((HERE / name).read_bytes()).hexdigest() != value]
+
+
+def main() -> int:
+    """Compare, print, and return the exit code."""
+    if np.float32(1) + np.float32(2**-24) != np.float32(1) or np.float32(1) + np.float32(3 * 2**-24) != np.float32(1 + 2**-22):
+        raise SystemExit("this process does not round to nearest even: nothing can be compared")
+    result = {"runtime": f"onnxruntime {onnxruntime.__version__}", **compare(), "files_changed": changed_files()}
+    failed = bool("error" in result or result["files_changed"]) or any(result.get(f"{k}_differing", 0) for k in ("logits", "scores", "decisions"))
+    result["passed"] = not failed
+    if "--json" in sys.argv[1:]:
+        print(json.dumps(result))
+    else:
+        for key, value in result.items():
+            print(f"{key.replace('_', ' '):20s} {value}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
