@@ -1,0 +1,245 @@
+"""ROOT files in, columns out: the only file of this room that imports uproot.
+
+A `Tree` is an open TTree or RNTuple. Its branches are read one range of entries at a time, each branch in a thread of the caller's pool, so that baskets are
+decompressed in parallel. Columns are NumPy arrays `[n_entries]` or jagged Awkward arrays. Files are read with plain `read` calls, not mapped into memory:
+mapped pages would count as the program's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import awkward as ak
+import numpy as np
+import uproot
+
+from hlt_train.data.probe import probe
+from hlt_train.errors import HltTrainError, RunFailed, UsageError, nearest
+
+__all__ = ["Branch", "Cluster", "Column", "Pending", "Tree", "Trees", "open_file", "open_tree", "tree_names"]
+
+Column = Any  # np.ndarray [n_entries] or ak.Array [n_entries, var, ...]
+
+_TREES = ("TTree", "TNtuple", "TNtupleD", "ROOT::RNTuple", "ROOT::Experimental::RNTuple")
+
+
+class Cluster(NamedTuple):
+    """A range of entries that is read at once: entries `start` to `stop` of file number `file` of sample number `sample`."""
+
+    sample: int
+    file: int
+    start: int
+    stop: int
+
+
+class Branch(NamedTuple):
+    """What a branch holds: `depth` 0 for a value per entry, 1 for a list, 2 for a list of lists; `dtype` is None when not numeric (strings, objects)."""
+
+    name: str
+    depth: int
+    dtype: np.dtype[Any] | None
+    text: str
+
+
+def open_file(path: str) -> Any:
+    """Open a ROOT file, or say what is wrong with it: missing, empty, text, a git-LFS pointer, truncated, damaged."""
+    local = "://" not in path
+    if local:
+        probe(Path(path))
+    options: dict[str, Any] = {"handler": uproot.source.file.MultithreadedFileSource, "num_workers": 1} if local else {}
+    try:
+        return uproot.open(path, object_cache=None, array_cache=None, **options)
+    except HltTrainError:
+        raise
+    except Exception as error:  # uproot raises a dozen types for damaged bytes and unreachable servers
+        raise RunFailed(f"cannot open the ROOT file: {_first_line(error)}", where=path, then="copy the file again; if it opens in ROOT, report this") from error
+
+
+def tree_names(file: Any) -> list[str]:
+    """Names of the TTrees and RNTuples of an open file, with their directories, without cycle numbers."""
+    return [name for name, kind in file.classnames(recursive=True, cycle=False).items() if kind in _TREES]
+
+
+def open_tree(path: str, tree: str | None) -> Tree:
+    """Open `tree` of a file; without a name, `Events` or the only tree there is.
+
+    Raises:
+        UsageError: not a ROOT file, no tree, no tree of that name, or an open choice.
+        RunFailed: truncated or damaged.
+    """
+    file = open_file(path)
+    try:
+        names = tree_names(file)
+        return Tree(path, _choose(path, names, tree), file)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _choose(path: str, names: list[str], tree: str | None) -> str:
+    if not names:
+        raise UsageError("the file holds no tree", where=path, then=f"hlt-train inspect {path}")
+    wanted = tree or "Events"
+    found = [n for n in names if n == wanted] or [n for n in names if n.rpartition("/")[2] == wanted]
+    if tree is None and not found and len(names) == 1:
+        found = names
+    if len(found) == 1:
+        return found[0]
+    if tree is not None and not found:
+        raise UsageError(f"no tree '{tree}'", where=path, near=nearest(tree, names) or names[:8], then="name one of them in the card: 'tree: NAME'")
+    raise UsageError("the choice of the tree is open", where=path, near=found or names[:8], then="name one of them in the card: 'tree: NAME'")
+
+
+class Tree:
+    """An open tree.
+
+    Attributes:
+        path, name: where it is.
+        uuid: of the file.
+        entries: how many.
+        names: its branches, in the file's order.
+    """
+
+    def __init__(self, path: str, name: str, file: Any) -> None:
+        self.path = path
+        self.name = name
+        self._file = file
+        try:
+            self._tree = file[name]
+            self.uuid = str(file.file.uuid)
+            self.entries = int(self._tree.num_entries)
+            self._rntuple = not isinstance(self._tree, uproot.TTree)
+            # The recursive keys of an RNTuple with a thousand fields take seconds; its sub-fields are found by name when one is asked for.
+            names = self._tree.keys(recursive=False) if self._rntuple else self._tree.keys(full_paths=False, ignore_duplicates=True)
+        except Exception as error:
+            raise RunFailed(f"cannot read tree '{name}': {_first_line(error)}", where=path, then="copy the file again") from error
+        self.names: tuple[str, ...] = tuple(names)
+        self._set = frozenset(self.names)
+        self._branches: dict[str, Branch] = {}
+
+    def __contains__(self, name: str) -> bool:
+        if name in self._set:
+            return True
+        if self._rntuple and "." in name and name.partition(".")[0] in self._set:
+            with contextlib.suppress(KeyError):
+                return self._tree[name] is not None
+        return False
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def branch(self, name: str) -> Branch:
+        """Type of a branch, which must be there."""
+        if name not in self._branches:
+            self._branches[name] = self._describe(name)
+        return self._branches[name]
+
+    def _describe(self, name: str) -> Branch:
+        item = self._tree[name]
+        text = str(item.typename)
+        try:
+            if self._rntuple:
+                form = item.array(entry_start=0, entry_stop=0, array_cache=None).layout.form
+            else:
+                form = item.interpretation.awkward_form(self._file.file)
+        except Exception:  # noqa: BLE001  whatever uproot cannot interpret is reported as its type, and refused only when the card asks for it
+            return Branch(name, 0, None, text)
+        return Branch(name, *_form(form), text)
+
+    def offsets(self, names: Sequence[str]) -> list[int]:
+        """Entries at which every one of these branches starts a new basket (TTree) or a cluster starts (RNTuple), from 0 to `entries`."""
+        if self._rntuple:
+            starts = {int(c.num_first_entry) for c in self._tree.cluster_summaries}
+        else:
+            starts = set(range(0)) | {0}
+            lists = [set(self._tree[name].entry_offsets) for name in names]
+            if lists:
+                starts = set.intersection(*lists)
+        return sorted({0, self.entries, *(s for s in starts if 0 < s < self.entries)})
+
+    def submit(self, names: Sequence[str], start: int, stop: int, pool: Executor) -> Pending:
+        """Start reading entries `start` to `stop` of these branches in `pool`."""
+        return Pending(self, start, stop, {name: pool.submit(self._array, name, start, stop) for name in names})
+
+    def _array(self, name: str, start: int, stop: int) -> Column:
+        array = self._tree[name].array(entry_start=start, entry_stop=stop, array_cache=None, library="ak")
+        if len(array) != stop - start:
+            raise ValueError(f"{len(array)} entries came back where {stop - start} were asked for")
+        return ak.to_numpy(array) if array.layout.is_numpy and array.ndim == 1 else array
+
+
+class Pending(NamedTuple):
+    """Columns on their way."""
+
+    tree: Tree
+    start: int
+    stop: int
+    futures: Mapping[str, Future[Any]]
+
+    def result(self) -> dict[str, Column]:
+        """Wait for the columns; damaged bytes are an error that names the branch and the entries."""
+        columns = {}
+        for name, future in self.futures.items():
+            try:
+                columns[name] = future.result()
+            except Exception as error:
+                raise RunFailed(
+                    f"cannot read branch '{name}': {_first_line(error)}",
+                    where=f"{self.tree.path}, tree '{self.tree.name}', entries {self.start} to {self.stop}",
+                    then="the file is damaged or truncated: copy it again",
+                ) from error
+        return columns
+
+
+class Trees:
+    """Keeps the last `limit` trees open: opening one with a thousand branches takes a quarter of a second, keeping one takes memory. Thread-safe."""
+
+    def __init__(self, limit: int = 24) -> None:
+        self._limit = limit
+        self._lock = threading.Lock()
+        self._open: OrderedDict[tuple[str, str | None], Tree] = OrderedDict()
+
+    def get(self, path: str, tree: str | None) -> Tree:
+        """The tree, opened now or before."""
+        with self._lock:
+            key = (path, tree)
+            if key not in self._open:
+                self._open[key] = open_tree(path, tree)
+                if len(self._open) > self._limit:
+                    # Not closed here: a pending read may still use it. The file closes when the last reference goes.
+                    self._open.popitem(last=False)
+            self._open.move_to_end(key)
+            return self._open[key]
+
+    def close(self) -> None:
+        """Close all files."""
+        with self._lock:
+            for tree in self._open.values():
+                tree.close()
+            self._open.clear()
+
+
+def _form(form: Any) -> tuple[int, np.dtype[Any] | None]:
+    depth = 0
+    while True:
+        if form.parameters.get("__array__") in ("string", "bytestring"):
+            return depth, None
+        if form.is_list:
+            depth += 1
+            form = form.content
+        elif form.is_numpy:
+            primitive = np.dtype(form.primitive)
+            return depth + len(form.inner_shape), primitive if primitive.kind in "biuf" else None
+        else:
+            return depth, None
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
