@@ -54,7 +54,7 @@ class Fixed:
     @property
     def width(self) -> np.ndarray:
         """Bits, int64, scalar or `[n]`; 0 for the constant 0."""
-        return np.maximum(np.asarray(self.i, np.int64) + np.asarray(self.f, np.int64) + int(self.signed), 0)
+        return np.asarray(np.maximum(np.asarray(self.i, np.int64) + np.asarray(self.f, np.int64) + int(self.signed), 0))
 
 
 @dataclass(frozen=True, eq=False)
