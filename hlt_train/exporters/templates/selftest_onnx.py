@@ -13,6 +13,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -22,12 +23,13 @@ GARBAGE = (np.float32(np.nan), np.float32(3e38))  # beyond a collection's count,
 ROWS = 1 << 22  # numbers of the inputs in one call
 
 
-def read_json(name: str) -> dict:
+def read_json(name: str) -> dict[str, Any]:
     """A document of this directory."""
-    return json.loads((HERE / name).read_text())
+    content: dict[str, Any] = json.loads((HERE / name).read_text())
+    return content
 
 
-def read_golden(head: dict) -> tuple[dict, dict, np.ndarray, np.ndarray | None, np.ndarray]:
+def read_golden(head: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray, np.ndarray | None, np.ndarray]:
     """(groups, counts, outputs, score, decisions) of golden.bin, whose parts follow each other without gaps."""
     content = (HERE / "golden.bin").read_bytes()
     if content[:8] != b"HLTGOLD1":
@@ -57,7 +59,7 @@ def read_golden(head: dict) -> tuple[dict, dict, np.ndarray, np.ndarray | None, 
     return groups, counts, outputs, score, take("u1", points, n).astype(bool)
 
 
-def run_model(groups: dict, counts: dict) -> tuple[dict[str, np.ndarray], dict]:
+def run_model(groups: dict[str, np.ndarray], counts: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """(output name -> float32 array, metadata) of model.onnx, one thread, on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -79,7 +81,7 @@ def integers(values: np.ndarray) -> np.ndarray:
     return np.where(whole, np.where(whole, values, 0).astype(np.int64), np.iinfo(np.int64).min)
 
 
-def discriminant(logits: np.ndarray, points: dict) -> np.ndarray:
+def discriminant(logits: np.ndarray, points: dict[str, Any]) -> np.ndarray:
     """log(sum of signal fractions * p / sum of background fractions * p), float64, of float logits."""
     sides = []
     for side in ("signal", "background"):
@@ -88,34 +90,36 @@ def discriminant(logits: np.ndarray, points: dict) -> np.ndarray:
         terms = logits[:, columns].astype(np.float64) + (np.log(list(fractions.values())) if len(columns) > 1 else 0)
         top = terms.max(axis=1)
         sides.append(top if len(columns) == 1 else top + np.log(np.exp(terms - top[:, None]).sum(axis=1)))
-    return sides[0] - sides[1]
+    difference: np.ndarray = sides[0] - sides[1]
+    return difference
 
 
-def decide(point: dict, score: np.ndarray, *, exact: bool) -> np.ndarray:
+def decide(point: dict[str, Any], score: np.ndarray, *, exact: bool) -> np.ndarray:
     """Score >= threshold; a point without a threshold passes nothing."""
     threshold = point["integer_threshold"] if exact else point["threshold"]
-    return np.zeros(len(score), bool) if threshold is None else score >= threshold
+    return np.zeros(len(score), bool) if threshold is None else np.asarray(score >= threshold)
 
 
-def compare() -> dict:
+def compare() -> dict[str, Any]:
     """Counts of what was compared and what differs, and the first difference."""
     head = read_json("golden.json")
     groups, counts, outputs, score, decisions = read_golden(head)
     found, metadata = run_model(groups, counts)
     document = read_json("working_points.json")
     points, exact = document["points"], head["exact"]
-    result: dict = {"vectors": len(outputs), "logits": outputs.size, "working_points": len(points), "decisions": decisions.size}
+    result: dict[str, Any] = {"vectors": len(outputs), "logits": outputs.size, "working_points": len(points), "decisions": decisions.size}
     if [p["name"] for p in points] != head["working_points"]:
         return {**result, "error": "working_points.json has other working points than golden.json"}
     if exact:
         logits = integers(found["logits"].astype(np.float64) * 2.0 ** np.array(json.loads(metadata["hlt_train.logits_exponents"])))
-        wrong = logits != outputs
+        wrong: np.ndarray = logits != outputs
         result["logits_differing"] = int(wrong.sum())
         scores = integers(found["score"][:, 0].astype(np.float64)) if score is not None else None
         result["scores_differing"] = int((scores != score).sum()) if score is not None else 0
         near = np.zeros(len(outputs), bool)
     else:
-        logits, wrong = found["logits"], ~(np.abs(found["logits"] - outputs) <= head["tolerance"])
+        logits = found["logits"]
+        wrong = np.logical_not(np.abs(logits - outputs) <= head["tolerance"])
         result |= {"tolerance": head["tolerance"], "maximal_deviation": float(np.abs(logits - outputs).max()), "logits_differing": int(wrong.sum())}
         scores = discriminant(logits, document) if points else None
     passed = [decide(point, scores, exact=exact) for point in points] if scores is not None else []
@@ -123,7 +127,7 @@ def compare() -> dict:
     for point, mine, recorded in zip(points, passed, decisions, strict=False):
         if not exact:  # within the tolerance of both sides of the discriminant a decision may go either way
             near = np.abs(scores - point["threshold"]) <= 2 * head["tolerance"]
-        differing += int(((mine != recorded) & ~near).sum())
+        differing += int(np.count_nonzero((mine != recorded) & ~near))
     result["decisions_differing"] = differing
     if wrong.any():
         row, column = (int(v) for v in np.argwhere(wrong)[0])
