@@ -1,0 +1,148 @@
+"""Train a teacher from ROOT files (no card: toy jets)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hlt_train.cli._config import assignments, card_content, given, override_files
+from hlt_train.cli._options import CARD, emit, files_option, json_option, quiet_option, set_option
+from hlt_train.errors import UsageError
+
+__all__ = ["command"]
+
+# parameter of the command -> key of the configuration
+KEYS = {
+    "model": "model",
+    "optimizer": "optimizer",
+    "schedule": "schedule",
+    "strategy": "strategy",
+    "learning_rate": "learning_rate",
+    "batch": "batch",
+    "length": "for",
+    "seed": "seed",
+    "devices": "devices",
+    "resident": "resident",
+    "scan": "scan",
+    "buffer": "buffer",
+    "checkpoint_every": "checkpoint_every",
+    "keep": "keep",
+    "patience": "patience",
+    "threads": "threads",
+    "init_from": "init_from",
+}
+WITH_RESUME = {"length", "resume", "inexact", "as_json", "quiet"}
+
+
+@click.command(short_help="Train a teacher from ROOT files.")
+@click.argument("card", metavar=f"[{CARD}]", required=False)
+@click.option("--run", "run", metavar="DIR", type=click.Path(path_type=Path), help="The run directory to make; it must not exist.")
+@files_option
+@click.option("--train", metavar="GLOB", multiple=True, help="Files of the training split (repeatable, with --val and --test; replaces the card's splits).")
+@click.option("--val", metavar="GLOB", multiple=True, help="Files of the validation split.")
+@click.option("--test", metavar="GLOB", multiple=True, help="Files of the test split.")
+@click.option("--for", "length", metavar="LENGTH", help="20epochs, 5000steps or 3e6events.  [default: 20epochs]")
+@click.option("--batch", type=int, metavar="N", help="Rows per step over all devices.  [default: 512]")
+@click.option("--model", metavar="NAME", help="Architecture; its options: --set model.OPTION=VALUE.  [default: mlp]")
+@click.option("--optimizer", metavar="NAME", help="By its name in optax; its options: --set optimizer.OPTION=VALUE.  [default: adam]")
+@click.option("--learning-rate", type=float, metavar="RATE", help="Peak of the schedule.  [default: 0.003]")
+@click.option("--schedule", metavar="NAME", help="By its name in optax, over the whole length.  [default: cosine_decay_schedule]")
+@click.option("--strategy", metavar="NAME", help="Distributed SGD rule.  [default: sync]")
+@click.option("--devices", type=int, metavar="N", help="Devices of this machine.  [default: 1 on a CPU, all GPUs]")
+@click.option("--seed", type=int, metavar="N", help="Of the weights, the order of the rows and dropout.  [default: 1]")
+@click.option("--patience", type=int, metavar="N", help="Stop after N epochs without a better validation loss.")
+@click.option("--resident", type=click.Choice(["auto", "always", "never"]), help="Keep the decoded data on the device; auto: up to a quarter of its memory.")
+@click.option("--buffer", type=int, metavar="ROWS", help="Rows shuffled together when the data are streamed.  [default: 131072]")
+@click.option("--scan", type=int, metavar="N", help="Most steps per call into the device.  [default: 32]")
+@click.option("--threads", type=int, metavar="N", help="Threads that decompress.")
+@click.option("--checkpoint-every", type=int, metavar="STEPS", help="Steps between checkpoints.  [default: the ends of epochs, 5 s apart]")
+@click.option("--keep", type=int, metavar="N", help="Checkpoints kept besides LAST and BEST.  [default: 3]")
+@click.option("--init-from", metavar="RUN", help="Start from the weights (BEST) and the normalisation of another run.")
+@click.option("--resume", metavar="DIR", type=click.Path(path_type=Path), help="Continue a run exactly where it was; with --for, to a later end.")
+@click.option("--inexact", is_flag=True, help="Resume although versions or machine differ and the result will not be the same to the bit.")
+@click.option("--dry-run", is_flag=True, help="Open the files, compile, run one step, print shapes, memory and speed; write nothing.")
+@click.option(
+    "--config", metavar="FILE", type=click.Path(path_type=Path), help="A configuration, for instance RUN/config.yaml; flags and HLT_TRAIN_FIT_* win over it."
+)
+@set_option
+@json_option
+@quiet_option
+@click.pass_context
+def command(ctx: click.Context, /, **options: Any) -> None:
+    """Train a teacher on the samples of CARD (a YAML file, or an embedded card: toy_jets, toy_events) and write a run directory.
+
+    Without CARD: 40,000 toy jets, written under the run. The validation split is evaluated after every epoch; BEST is the epoch with the lowest loss.
+    """
+    from hlt_train.progress import Progress
+
+    progress = Progress(quiet=options["quiet"])
+    if options["resume"] is not None:
+        result = _resume(ctx, progress)
+    else:
+        result = _fit(ctx, progress)
+    progress.close()
+    emit(result, as_json=options["as_json"], text=_trial if options["dry_run"] else _summary)
+
+
+def _resume(ctx: click.Context, progress: Any) -> dict[str, Any]:
+    options = ctx.params
+    extra = [p for p in ctx.params if p not in WITH_RESUME and ctx.get_parameter_source(p) == click.core.ParameterSource.COMMANDLINE]
+    if extra:
+        names = ", ".join(f"'{name.replace('_', '-')}'" for name in extra)
+        raise UsageError(f"--resume continues the run as it is configured; it does not take {names}", then="a new --run with --config and --init-from")
+    from hlt_train.fit import resume
+
+    return resume(options["resume"], length=options["length"], inexact=options["inexact"], progress=progress)
+
+
+def _fit(ctx: click.Context, progress: Any) -> dict[str, Any]:
+    import tempfile
+
+    from hlt_train.configuration import check, merge
+    from hlt_train.run import read_config
+
+    options = ctx.params
+    if options["run"] is None and not options["dry_run"]:
+        raise UsageError("fit needs a directory to write", then="hlt-train fit ... --run DIR (or --dry-run)")
+    stored = {} if options["config"] is None else read_config(options["config"])
+    card = card_content(options["card"], stored)
+    content = merge(stored, {} if card is None else {"card": card}, given(ctx, KEYS), assignments(ctx))
+    splits = {"train": options["train"], "validation": options["val"], "test": options["test"]}
+    if content.get("card") is not None:
+        content["card"] = override_files(content["card"], options["files"], splits)
+    elif options["files"] or any(splits.values()):
+        raise UsageError("--files, --train, --val and --test need a CARD that says what the files hold", then="hlt-train inspect FILE drafts one")
+    if content.get("init_from") is not None:
+        content["init_from"] = str(Path(content["init_from"]).absolute())
+
+    from hlt_train.fit import FitConfig, dry_run, fit
+
+    config = check(FitConfig, content, where=str(options["config"] or ""))
+    if options["dry_run"]:
+        with tempfile.TemporaryDirectory() as scratch:
+            return dry_run(config, Path(scratch), progress=progress)
+    return fit(config, options["run"], progress=progress)
+
+
+def _summary(result: dict[str, Any]) -> str:
+    from hlt_train.report.table import table
+
+    rows = [
+        ["run", result["run"]],
+        ["model", f"{result['model']}, {result['parameters']:,} parameters"],
+        ["rows", ", ".join(f"{split} {count:,}" for split, count in result["rows"].items())],
+        ["trained", f"{result['steps']:,} steps, {result['epochs']:.4g} epochs ({result['stopped']}), {result['rows_per_s']:,.0f} rows/s"],
+        ["best", f"step {result['best']['step']:,}"],
+        *([f"validation {name}", f"{value:.5g}"] for name, value in result["validation"].items()),
+    ]
+    return table(rows, ["fit", ""])
+
+
+def _trial(result: dict[str, Any]) -> str:
+    from hlt_train.report.table import table
+
+    rows = [[key.replace("_", " "), value if isinstance(value, str) else f"{value}"] for key, value in result.items() if key != "parameters"]
+    rows += [[f"parameter {name}", str(shape)] for name, shape in result["parameters"].items()]
+    return table(rows, ["dry run", ""])

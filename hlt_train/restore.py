@@ -1,0 +1,137 @@
+"""Runs read back: the network of a finished or running run with its weights, inputs and card, and its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import numpy as np
+
+from hlt_train import checkpoints, plugins
+from hlt_train.data import normalise
+from hlt_train.data.card import Card
+from hlt_train.errors import UsageError
+from hlt_train.files import read_document, write_document
+from hlt_train.precision.config import Precision
+from hlt_train.run import read_config
+from hlt_train.transports.lockstep import INIT, actor_key
+from hlt_train.types import Features, Inputs
+
+__all__ = ["MODEL_ACTOR", "Loaded", "ModelSpec", "build_model", "load_run", "parameters", "predict_rows", "with_params", "write_model"]
+
+MODEL_ACTOR = 0xFFFF_FFFE
+FORMAT = "hlt-train/model"
+
+
+class ModelSpec(NamedTuple):
+    """What `model.json` says.
+
+    Attributes:
+        name: of the plugin in `hlt_train.models`.
+        options: of the plugin, JSON-able, without `precision`.
+        outputs: names of the logits, in order.
+        precision: `Precision.to_config()`, None for a float network.
+        score: the integer combination of logits to cut on, None for float networks.
+    """
+
+    name: str
+    options: dict[str, Any]
+    outputs: tuple[str, ...]
+    precision: dict[str, Any] | None = None
+    score: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any], outputs: Sequence[str]) -> ModelSpec:
+        """From the `model` section of a configuration: `name` and options. Unknown names and options are refused with the nearest ones."""
+        options = {key: value for key, value in config.items() if key not in ("name", "precision")}
+        plugins.parse_options("models", config["name"], options)
+        precision = config.get("precision")
+        return cls(config["name"], options, tuple(outputs), None if precision is None else Precision.from_config(precision).to_config())
+
+
+class Loaded(NamedTuple):
+    """A run, read back. `step` and `which` say which checkpoint the weights are from; `config` is the run's whole configuration."""
+
+    path: Path
+    card: Card
+    inputs: Inputs
+    model: eqx.Module
+    names: tuple[str, ...]
+    spec: ModelSpec
+    config: dict[str, Any]
+    step: int
+    which: str
+
+
+def build_model(spec: ModelSpec, inputs: Inputs, seed: int) -> eqx.Module:
+    """The network with its initial weights, which depend on the seed alone."""
+    options = plugins.parse_options("models", spec.name, spec.options)
+    if spec.precision is not None:
+        options["precision"] = Precision.from_config(spec.precision)
+    model: eqx.Module = plugins.factory("models", spec.name)(inputs, len(spec.outputs), actor_key(seed, MODEL_ACTOR, INIT), **options)
+    return model
+
+
+def parameters(model: eqx.Module) -> Any:
+    """What is trained: the model's float arrays; everything else is None."""
+    return eqx.filter(model, eqx.is_inexact_array)
+
+
+def with_params(model: eqx.Module, params: Any) -> eqx.Module:
+    """The model with other parameters."""
+    combined: eqx.Module = eqx.combine(params, eqx.filter(model, eqx.is_inexact_array, inverse=True))
+    return combined
+
+
+def write_model(run: Path, spec: ModelSpec) -> None:
+    """Write `model.json`."""
+    write_document(run / "model.json", FORMAT, 1, spec._asdict())
+
+
+def load_run(path: Path, which: str = "BEST") -> Loaded:
+    """Load the network of a run at `BEST` (lowest validation loss) or `LAST`."""
+    config = read_config(path) if path.is_dir() else None
+    if config is None or not (path / "config.yaml").is_file():
+        raise UsageError("not a run directory", where=str(path), then="hlt-train fit --run DIR makes one")
+    step = checkpoints.pointed(path, which)
+    if step is None:
+        raise UsageError(f"the run has no {which} checkpoint yet", where=str(path), then=f"hlt-train {config.get('verb', 'fit')} --resume {path}")
+    document = read_document(path / "model.json", FORMAT, 1)
+    fields = {name: document[name] for name in ModelSpec._fields}
+    score = None if fields["score"] is None else tuple(fields["score"])
+    spec = ModelSpec(**{**fields, "outputs": tuple(fields["outputs"]), "score": score})
+    inputs = normalise.load(path / "normalisation.json")
+    model = build_model(spec, inputs, int(config.get("seed", 0)))
+    params = checkpoints.to_tree(checkpoints.load(path, step, "weights"), parameters(model), where=str(path / "checkpoints" / str(step)))
+    card = Card.model_validate(config["card"])
+    return Loaded(path, card, inputs, with_params(model, params), spec.outputs, spec, config, step, which)
+
+
+def predict_rows(loaded: Loaded, x: Features, *, batch: int = 4096) -> np.ndarray:
+    """Logits, float32 `[n, outputs]`, of raw features, in padded batches of one size: the bits of a row do not depend on how many rows come with it."""
+    n = len(next(iter(x.groups.values())))
+    found = np.empty((n, len(loaded.names)), np.float32)
+    for start in range(0, n, batch):
+        rows = normalise.apply(loaded.inputs, _rows(x, start, start + batch))
+        part = jax.tree.map(lambda leaf: _padded(leaf, batch), rows)
+        stop = min(start + batch, n)
+        found[start:stop] = np.asarray(_forward(loaded.model, part))[: stop - start]
+    return found
+
+
+def _rows(x: Features, start: int, stop: int) -> Features:
+    rows: Features = jax.tree.map(lambda leaf: leaf[start:stop], x)
+    return rows
+
+
+def _padded(leaf: np.ndarray, rows: int) -> np.ndarray:
+    return np.concatenate([leaf, np.zeros((rows - len(leaf), *leaf.shape[1:]), leaf.dtype)]) if len(leaf) < rows else leaf
+
+
+@eqx.filter_jit
+def _forward(model: eqx.Module, x: Features) -> jax.Array:
+    logits: jax.Array = model(x)  # type: ignore[operator]
+    return logits

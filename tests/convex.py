@@ -1,0 +1,77 @@
+"""A convex problem for distributed SGD rules: least squares of a linear map, trained through the lockstep transport."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from hlt_train import devices, plugins
+from hlt_train.strategies import Strategy
+from hlt_train.transports.lockstep import Carry, Lockstep
+
+TRUTH = np.array([1.0, -2.0, 3.0, 0.5], np.float32)
+START = {"w": np.zeros(4, np.float32), "b": np.zeros((), np.float32)}
+
+
+def strategy(name: str, learning_rate: float = 0.1, **options: Any) -> Strategy:
+    made: Strategy = plugins.factory("strategies", name)(optax.sgd(learning_rate), **options)
+    return made
+
+
+def data(steps: int, rows: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """`[steps, rows, 4]` and `[steps, rows]`."""
+    x = np.random.default_rng(seed).normal(size=(steps, rows, 4)).astype(np.float32)
+    return x, x @ TRUTH + 1
+
+
+def loss(params: Any, x: Any, y: Any) -> Any:
+    return jnp.mean((x @ params["w"] + params["b"] - y) ** 2)
+
+
+def gradient(params: Any, batch: Any, _key: Any) -> Any:
+    return jax.value_and_grad(loss)(params, *batch)
+
+
+def deal(batches: tuple[np.ndarray, np.ndarray], workers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of every step shared by the workers: `[workers, steps, rows / workers, ...]`."""
+    x, y = ((a.reshape(a.shape[0], workers, -1, *a.shape[2:])).swapaxes(0, 1) for a in batches)
+    return np.ascontiguousarray(x), np.ascontiguousarray(y)
+
+
+def build(rule: Strategy, workers: int, steps: int, seed: int = 7) -> Lockstep:
+    return Lockstep(rule, devices.mesh(workers), gradient, lambda _resident, portion: portion, seed=seed, steps=steps)
+
+
+def run(lockstep: Lockstep, batches: tuple[np.ndarray, np.ndarray], carry: Carry | None = None) -> tuple[Carry, np.ndarray]:
+    """All steps in dispatches of `lockstep.steps`. Returns the state and the losses `[workers, steps]`."""
+    n = devices.workers(lockstep.mesh)
+    x, y = deal(batches, n)
+    carry = lockstep.init(START) if carry is None else carry
+    losses = []
+    for start in range(0, x.shape[1], lockstep.steps):
+        part = [np.zeros((n, lockstep.steps, *a.shape[2:]), a.dtype) for a in (x, y)]
+        count = min(lockstep.steps, x.shape[1] - start)
+        for whole, a in zip(part, (x, y), strict=True):
+            whole[:, :count] = a[:, start : start + count]
+        carry, found = lockstep.dispatch(carry, (), devices.place(tuple(part), lockstep.mesh), count)
+        losses.append(np.asarray(found)[:, :count])
+    return carry, np.concatenate(losses, axis=1)
+
+
+def final(lockstep: Lockstep, carry: Carry) -> dict[str, np.ndarray]:
+    """The parameters of the first device; all devices must agree."""
+    params = jax.device_get(lockstep.params(carry))
+    for leaf in jax.tree.leaves(params):
+        assert (leaf == leaf[:1]).all(), "devices disagree about the parameters"
+    return jax.tree.map(lambda leaf: leaf[0], params)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal to the bit."""
+    return jax.tree.structure(a) == jax.tree.structure(b) and all(
+        np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
