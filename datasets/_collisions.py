@@ -36,7 +36,7 @@ def concatenate(parts: list[Partons]) -> Partons:
 
 def qcd(n: int, rng: np.random.Generator) -> Partons:
     """Dijets with dN/dpt ~ pt^-5.2 above PT_MIN_QCD, an imbalance in pt, final-state radiation; 6 % bb, 9 % cc."""
-    pt = power_law(n, PT_MIN_QCD, 3000, 5.2, rng)
+    pt = power_law(n, PT_MIN_QCD, 3000.0, 5.2, rng)
     eta1 = rng.normal(0, 1.5, n)
     eta2 = np.clip(eta1 * 0.4 + rng.normal(0, 1.3, n), -MAX_ETA, MAX_ETA)
     phi = rng.uniform(-np.pi, np.pi, n)
@@ -78,7 +78,7 @@ def hh_to_4b(n: int, rng: np.random.Generator) -> Partons:
             parts.append(Partons(event, pt * visible, eta, phi, np.full(n, BOTTOM)))
     parent = owners(rng.poisson(0.9, n))
     m = parent.size
-    parts.append(Partons(parent, power_law(m, 12, 400, 2.4, rng), rng.normal(0, 2, m), rng.uniform(-np.pi, np.pi, m), np.full(m, LIGHT)))
+    parts.append(Partons(parent, power_law(m, 12.0, 400.0, 2.4, rng), rng.normal(0, 2, m), rng.uniform(-np.pi, np.pi, m), np.full(m, LIGHT)))
     return concatenate(parts)
 
 
@@ -87,5 +87,5 @@ def pileup(n: int, rng: np.random.Generator) -> tuple[Ints, Partons]:
     collisions = rng.poisson(np.clip(rng.normal(52, 9, n), 10, 90))
     event = owners(rng.poisson(0.055 * collisions))
     m = event.size
-    jets = Partons(event, power_law(m, 8, 200, 6, rng), rng.uniform(-MAX_ETA, MAX_ETA, m), rng.uniform(-np.pi, np.pi, m), np.full(m, PILEUP))
+    jets = Partons(event, power_law(m, 8.0, 200.0, 6.0, rng), rng.uniform(-MAX_ETA, MAX_ETA, m), rng.uniform(-np.pi, np.pi, m), np.full(m, PILEUP))
     return collisions, jets

@@ -108,7 +108,7 @@ def attempt(name: str, n: int, rng: np.random.Generator) -> Collisions:
     partons = concatenate([hard, soft])
     partons = Partons._make(field[np.abs(partons.eta) < MAX_ETA] for field in partons)
     measured = measure(partons, numbers, L1, rng)
-    return Collisions(partons, numbers, ht(measured._replace(eta=partons.eta), n, min_pt=30, max_eta=2.4))
+    return Collisions(partons, numbers, ht(measured._replace(eta=partons.eta), n, min_pt=30.0, max_eta=2.4))
 
 
 def select(collisions: Collisions, keep: np.ndarray) -> Collisions:
@@ -139,6 +139,6 @@ def reconstruct(collisions: Collisions, late: np.ndarray, rng: np.random.Generat
         "L1_HT": collisions.l1_ht.astype(np.float32),
         "ht": ht(written, n, min_pt=MIN_PT, max_eta=2.5).astype(np.float32),
         "met": missing_pt(written, collisions.pileup, rng).astype(np.float32),
-        "offline_ht": ht(offline, n, min_pt=30, max_eta=2.4).astype(np.float32),
+        "offline_ht": ht(offline, n, min_pt=30.0, max_eta=2.4).astype(np.float32),
         "Jet": collection(counts, {name: values.astype(np.float32) for name, values in fields.items()}),
     }
