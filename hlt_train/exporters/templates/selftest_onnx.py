@@ -115,7 +115,7 @@ def compare() -> dict[str, Any]:
         wrong: np.ndarray = logits != outputs
         result["logits_differing"] = int(wrong.sum())
         scores = integers(found["score"][:, 0].astype(np.float64)) if score is not None else None
-        result["scores_differing"] = int((scores != score).sum()) if score is not None else 0
+        result["scores_differing"] = int(np.count_nonzero(scores != score)) if score is not None else 0
         near = np.zeros(len(outputs), bool)
     else:
         logits = found["logits"]
