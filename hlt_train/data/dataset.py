@@ -17,7 +17,7 @@ from hlt_train.data.card import SPLITS, Card
 from hlt_train.data.decode import CLUSTER_ENTRIES, Decoder, SourceFile, cut
 from hlt_train.data.discover import sample_files, split_codes
 from hlt_train.data.index import Index
-from hlt_train.data.read import Cluster, Tree, open_tree
+from hlt_train.data.read import Cluster, Tree, Trees
 from hlt_train.data.recipe import Recipe
 from hlt_train.data.table import Table
 from hlt_train.errors import UsageError, nearest
@@ -202,9 +202,14 @@ def open_dataset(
     recipe = Recipe(card, labelled=labelled)
     paths = sample_files(card, files)
     codes = split_codes(card, split_files, paths)
-    sources, clusters = _survey(recipe, paths, cluster_entries)
+    trees = Trees()
+    try:
+        sources, clusters = _survey(recipe, trees, paths, cluster_entries)
+    except BaseException:
+        trees.close()
+        raise
     temporary = tempfile.TemporaryDirectory(prefix="hlt-train-", dir=scratch)
-    decoder = Decoder(recipe, sources, clusters, threads)
+    decoder = Decoder(recipe, trees, sources, clusters, threads)
     try:
         index = Index(decoder, Path(temporary.name), codes)
         dataset = Dataset(recipe, decoder, index, temporary)
@@ -216,24 +221,20 @@ def open_dataset(
     return dataset
 
 
-def _survey(recipe: Recipe, paths: Mapping[str, Sequence[str]], target: int) -> tuple[list[SourceFile], list[Cluster]]:
+def _survey(recipe: Recipe, trees: Trees, paths: Mapping[str, Sequence[str]], target: int) -> tuple[list[SourceFile], list[Cluster]]:
     """Open every file once: its tree, entries and branches; then its clusters."""
     sources: list[SourceFile] = []
     clusters: list[Cluster] = []
     for sample, (name, files) in enumerate(paths.items()):
         for path in files:
-            tree = open_tree(path, recipe.card.tree)
-            try:
-                recipe.bind(tree, name)
-                _try(recipe, tree, sample)
-                ranges = cut(tree, sorted(recipe.branches(recipe.training_names, tree)), target) if tree.entries else []
-                clusters += [Cluster(sample, len(sources), start, stop) for start, stop in ranges]
-                sources.append(SourceFile(sample, path, tree.name, tree.uuid, tree.entries))
-            finally:
-                tree.close()
+            tree = trees.get(path, recipe.card.tree)
+            recipe.bind(tree, name)
+            _try(recipe, tree, sample)
+            ranges = cut(tree, sorted(recipe.branches(recipe.training_names, tree)), target) if tree.entries else []
+            clusters += [Cluster(sample, len(sources), start, stop) for start, stop in ranges]
+            sources.append(SourceFile(sample, path, tree.name, tree.uuid, tree.entries))
         if not sum(source.entries for source in sources if source.sample == sample):
-            trees = {source.tree for source in sources if source.sample == sample}
-            raise UsageError(f"sample '{name}' has zero entries", where=f"{', '.join(files)}, tree '{', '.join(sorted(trees))}'", then="choose other files")
+            raise UsageError(f"sample '{name}' has zero entries", where=f"{', '.join(files)}, tree '{sources[-1].tree}'", then="choose other files")
     return sources, clusters
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from hlt_train.data.read import Cluster, Pending, Tree, Trees
 from hlt_train.data.recipe import Recipe
 from hlt_train.data.table import Table
+from hlt_train.errors import RunFailed
 
 __all__ = ["Decoder", "SourceFile", "cut"]
 
@@ -52,11 +53,11 @@ class Decoder:
         clusters: all clusters, in (sample, file, entry) order; `Cluster.file` indexes `files`.
     """
 
-    def __init__(self, recipe: Recipe, files: Sequence[SourceFile], clusters: Sequence[Cluster], threads: int | None) -> None:
+    def __init__(self, recipe: Recipe, trees: Trees, files: Sequence[SourceFile], clusters: Sequence[Cluster], threads: int | None) -> None:
         self.recipe = recipe
+        self.trees = trees
         self.files = tuple(files)
         self.clusters = tuple(clusters)
-        self.trees = Trees()
         self.pool = ThreadPoolExecutor(threads or min(4, os.cpu_count() or 1), thread_name_prefix="hlt-train-read")
 
     def tables(self, numbers: Sequence[int], names: frozenset[str]) -> Iterator[Table]:
@@ -70,7 +71,9 @@ class Decoder:
     def _submit(self, number: int, names: frozenset[str]) -> Pending:
         cluster = self.clusters[number]
         file = self.files[cluster.file]
-        tree = self.trees.get(file.path, file.tree)
+        tree = self.trees.get(file.path, self.recipe.card.tree)
+        if (tree.uuid, tree.entries) != (file.uuid, file.entries):
+            raise RunFailed("the file has changed since the dataset was opened", where=file.path, then="start again with files that nobody writes")
         return tree.submit(sorted(self.recipe.branches(names, tree)), cluster.start, cluster.stop, self.pool)
 
     def close(self) -> None:

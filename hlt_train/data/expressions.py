@@ -182,10 +182,13 @@ class _Check:
         for keyword in node.keywords:
             if keyword.arg not in function.options:
                 raise self.refuse(keyword.value, f"{name}() has no option '{keyword.arg}'", tuple(function.options))
+            kind = function.options[str(keyword.arg)]
             try:
-                ast.literal_eval(keyword.value)
+                value = ast.literal_eval(keyword.value)
             except ValueError as error:
                 raise self.refuse(keyword.value, f"option '{keyword.arg}' of {name}() must be a number") from error
+            if not isinstance(value, kind | int) or (keyword.arg == "axis" and value < 1):
+                raise self.refuse(keyword.value, f"option '{keyword.arg}' of {name}() must be {'a whole number from 1' if kind is int else 'a number'}")
 
     def parenthesised(self, side: ast.expr) -> None:
         """`a > 1 & b < 2` means `a > (1 & b) < 2` in Python, which nobody wants: a bit operation beside a comparison needs its own parentheses."""
@@ -219,8 +222,9 @@ def _value(node: ast.expr, columns: Mapping[str, Value]) -> Value:
         case ast.Subscript(value=value, slice=index):
             return _value(value, columns)[_value(index, columns)]
         case ast.Call():
-            options = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
-            return _function(node).call(*[_value(a, columns) for a in node.args], **options)
+            function = _function(node)
+            options = {str(k.arg): function.options[str(k.arg)](ast.literal_eval(k.value)) for k in node.keywords}
+            return function.call(*[_value(a, columns) for a in node.args], **options)
     raise AssertionError(ast.dump(node))  # `_Check` refused everything else
 
 

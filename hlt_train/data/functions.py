@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import awkward as ak
@@ -14,12 +15,12 @@ CONSTANTS: dict[str, float] = {"pi": float(np.pi), "nan": float("nan"), "inf": f
 
 
 class Function(NamedTuple):
-    """A function of the language: how to call it, how many positional arguments it takes, which options, and whether it works element by element."""
+    """A function of the language: how to call it, how many positional arguments it takes, which options of which type, and whether it works element by element."""
 
     call: Callable[..., Any]
     least: int
     most: int
-    options: tuple[str, ...] = ()
+    options: Mapping[str, type[int] | type[float]] = MappingProxyType({})
     elementwise: bool = True
 
 
@@ -86,19 +87,21 @@ _UNARY = (
     "log2", "rint", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh",
 )  # fmt: skip
 
+_BOTH: dict[str, type[int] | type[float]] = {"axis": int, "default": float}
+
 FUNCTIONS: dict[str, Function] = {
     **{name: Function(getattr(np, name), 1, 1) for name in _UNARY},
     **{name: Function(getattr(np, name), 2, 2) for name in ("arctan2", "hypot", "maximum", "minimum")},
     "where": Function(_where, 3, 3),
     "clip": Function(_clip, 3, 3),
-    "min": Function(_extreme(ak.min, np.minimum, "min"), 1, 2, ("axis", "default"), elementwise=False),
-    "max": Function(_extreme(ak.max, np.maximum, "max"), 1, 2, ("axis", "default"), elementwise=False),
-    "sum": Function(_reduce(ak.sum, "sum"), 1, 1, ("axis",), elementwise=False),
-    "any": Function(_reduce(ak.any, "any"), 1, 1, ("axis",), elementwise=False),
-    "all": Function(_reduce(ak.all, "all"), 1, 1, ("axis",), elementwise=False),
-    "count": Function(_reduce(ak.num, "count"), 1, 1, ("axis",), elementwise=False),
-    "mean": Function(_mean, 1, 1, ("axis", "default"), elementwise=False),
-    "nth": Function(_nth, 2, 2, ("default",), elementwise=False),
+    "min": Function(_extreme(ak.min, np.minimum, "min"), 1, 2, _BOTH, elementwise=False),
+    "max": Function(_extreme(ak.max, np.maximum, "max"), 1, 2, _BOTH, elementwise=False),
+    "sum": Function(_reduce(ak.sum, "sum"), 1, 1, {"axis": int}, elementwise=False),
+    "any": Function(_reduce(ak.any, "any"), 1, 1, {"axis": int}, elementwise=False),
+    "all": Function(_reduce(ak.all, "all"), 1, 1, {"axis": int}, elementwise=False),
+    "count": Function(_reduce(ak.num, "count"), 1, 1, {"axis": int}, elementwise=False),
+    "mean": Function(_mean, 1, 1, _BOTH, elementwise=False),
+    "nth": Function(_nth, 2, 2, {"default": float}, elementwise=False),
     "sort": Function(_sort(True, "sort"), 1, 1, elementwise=False),
     "sort_desc": Function(_sort(False, "sort_desc"), 1, 1, elementwise=False),
 }

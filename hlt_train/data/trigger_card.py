@@ -70,6 +70,8 @@ class WorkingPoint(Strict):
     @model_validator(mode="before")
     @classmethod
     def _text(cls, value: Any) -> Any:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            return {"kind": "rate", "value": parse_rate(value)}
         if not isinstance(value, str):
             return value
         match = re.fullmatch(r"\s*(mistag|eff)\s+([0-9.eE+-]+)\s*(%?)\s*", value)
