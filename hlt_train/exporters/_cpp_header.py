@@ -9,7 +9,7 @@ import numpy as np
 
 from hlt_train.exporters._cpp_plain import Plain
 from hlt_train.exporters._cpp_plan import Plan
-from hlt_train.exporters._cpp_text import array, int_literal, lines, string_literal
+from hlt_train.exporters._cpp_text import array, comment, int_literal, lines, string_literal
 
 __all__ = ["header", "template"]
 
@@ -61,7 +61,7 @@ def _usage(plan: Plan, namespace: str) -> str:
     rows = [f"//   {namespace}::Logit logits[{plan.output.n}];", f"//   {namespace}::evaluate({', '.join(_arguments(plan, types=False))}, logits);"]
     for node in plan.inputs:
         shape = "" if node.length is None else f"[{plan.counts[node.group]}, at most {node.length}]"
-        rows.append(f"//   {plan.pointers[node.group]}: float32 {shape}[{len(node.variables)}], unnormalised: {_comment(', '.join(node.variables))}")
+        rows.append(f"//   {plan.pointers[node.group]}: float32 {shape}[{len(node.variables)}], unnormalised: {comment(', '.join(node.variables))}")
     if plan.score is not None:
         rows.append(f"//   {namespace}::score(logits): the discriminant that thresholds cut on")
     return "\n".join(rows)
@@ -71,11 +71,6 @@ def _promise(plan: Plan) -> str:
     if plan.exact:
         return "The same integers from every compiler, optimisation level, -ffast-math and -ffp-contract, in round-to-nearest mode."
     return "float32: compilers and flags may differ in the last bits."
-
-
-def _comment(text: str) -> str:
-    """Text that cannot leave a line comment."""
-    return "".join(c if c.isprintable() and c != "\\" else "?" for c in text)
 
 
 def _description(plan: Plan) -> str:

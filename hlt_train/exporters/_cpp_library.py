@@ -14,13 +14,24 @@ from hlt_train.errors import UsageError
 from hlt_train.exporters._compiler import compile_cpp
 from hlt_train.types import Features
 
-__all__ = ["Library"]
+__all__ = ["Library", "build"]
 
 _TIMES = ("chain_median", "chain_p99", "single_median", "single_p99", "cold_median", "cold_p99", "clock", "blocks", "calls")
 
 
+def build(directory: Path, compiler: Sequence[str], flags: Sequence[str] = ("-O2",)) -> Library:
+    """The header of an export directory, compiled and loaded."""
+    source = directory.resolve() / "net_c.cpp"
+    if not source.is_file():
+        raise UsageError("this is not an export of the target cpp: net_c.cpp is missing", where=str(directory))
+    with tempfile.TemporaryDirectory(prefix="hlt-train-") as scratch:  # a loaded library stays mapped when its file is gone
+        path = Path(scratch).resolve() / "libnet.so"
+        compile_cpp(compiler, [source], path, [*flags, "-shared", "-fPIC"])
+        return Library(path)
+
+
 class Library:
-    """An export directory's header, compiled and loaded; everything it says of itself is read from the compiled code.
+    """A compiled net_c.cpp; everything it says of itself is read from the compiled code.
 
     Attributes:
         groups: (name, variables, length) in the order of the C interface; length None for scalars.
@@ -28,14 +39,8 @@ class Library:
         dtype: of an output as the library writes it.
     """
 
-    def __init__(self, directory: Path, compiler: Sequence[str], flags: Sequence[str] = ("-O2",), namespace: str = "net") -> None:
-        source = directory.resolve() / "net_c.cpp"
-        if not source.is_file():
-            raise UsageError("this is not an export of the target cpp: net_c.cpp is missing", where=str(directory))
-        with tempfile.TemporaryDirectory(prefix="hlt-train-") as scratch:  # a loaded library stays mapped when its file is gone
-            path = Path(scratch).resolve() / "libnet.so"
-            compile_cpp(compiler, [source], path, [*flags, "-shared", "-fPIC"])
-            self._library = ctypes.CDLL(str(path))
+    def __init__(self, path: Path, namespace: str = "net") -> None:
+        self._library = ctypes.CDLL(str(path))
         self._namespace = namespace
         text: dict[str, Any] = {"restype": ctypes.c_char_p}
         counts = range(self._function("n_groups")())
@@ -78,6 +83,9 @@ class Library:
                 what = "missing" if found is None else f"shaped {list(found.shape)}"
                 raise UsageError(f"the exported network reads group '{name}' as float32 {list(shape)}; it is {what}", near=sorted(x.groups))
             arrays.append(np.ascontiguousarray(found, np.float32))
-            counts.append(np.ascontiguousarray(x.counts[name] if length is not None else np.zeros(0, np.int32), np.int32))
+            count = x.counts.get(name) if length is not None else np.zeros(0, np.int32)
+            if count is None or (length is not None and count.shape != (n,)):
+                raise UsageError(f"the exported network reads the counts of group '{name}' as int32 [{n}]", near=sorted(x.counts))
+            counts.append(np.ascontiguousarray(count, np.int32))
         pointers = [(ctypes.c_void_p * len(held))(*(a.ctypes.data for a in held)) for held in (arrays, counts)]
         return (pointers[0], pointers[1]), n, arrays + counts

@@ -11,7 +11,7 @@ import numpy as np
 from hlt_train.arithmetic import limits, shift_round
 from hlt_train.errors import UsageError
 from hlt_train.exporters._cpp_plan import Plan, Value
-from hlt_train.exporters._cpp_text import array, float_literal, int_literal, int_type
+from hlt_train.exporters._cpp_text import array, comment, float_literal, int_literal, int_type
 from hlt_train.nodes import Add, Affine, Concat, Flatten, FloatAffine, FloatInput, FloatPool, Input, Node, Output, Pool, Quant
 
 __all__ = ["Plain"]
@@ -255,4 +255,4 @@ def _describe(value: Value) -> str:
     """The comment above a node: name, kind, size, proved bounds."""
     kind = type(value.node).__name__
     bounds = f", [{int(value.lo.min())}, {int(value.hi.max())}]" if value.exact else ""
-    return f"{value.node.name}".replace("\n", " ").replace("\\", "/") + f": {kind} [{value.n}]{bounds}"
+    return f"{comment(value.node.name)}: {kind} [{value.n}]{bounds}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-__all__ = ["array", "float_literal", "identifiers", "int_literal", "int_type", "lines", "string_literal"]
+__all__ = ["array", "comment", "float_literal", "identifiers", "int_literal", "int_type", "lines", "string_literal"]
 
 _KEYWORDS = frozenset(  # of C++17 and C++20, and macros of the headers that net.hpp includes
     """
@@ -52,6 +52,11 @@ def int_literal(value: int) -> str:
     if value in (-(2**31), -(2**63)):
         return f"({int_literal(value + 1)} - 1)"
     return str(value) if -(2**31) < value < 2**31 else f"{value}LL"
+
+
+def comment(text: str) -> str:
+    """Text that cannot leave a line comment: no line ends, backslashes or trigraphs."""
+    return "".join(c if c.isprintable() and c not in "\\?" else "." for c in text)
 
 
 def float_literal(value: float | np.floating) -> str:

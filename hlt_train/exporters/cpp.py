@@ -9,7 +9,7 @@ from hlt_train import files
 from hlt_train.exporters import Exporter
 from hlt_train.exporters._compiler import find_compiler, version
 from hlt_train.exporters._cpp_header import header, template
-from hlt_train.exporters._cpp_library import Library
+from hlt_train.exporters._cpp_library import build
 from hlt_train.exporters._cpp_plan import Plan
 from hlt_train.exporters._cpp_points import working_points_header
 from hlt_train.graph import Graph
@@ -44,11 +44,11 @@ def cpp(*, compiler: str = "") -> Exporter:
         files.write_text(directory / "working_points.hpp", working_points_header(points, _NAMESPACE))
 
     def load(directory: Path) -> Any:
-        return Library(directory, find_compiler(compiler)).evaluate
+        return build(directory, find_compiler(compiler)).evaluate
 
     def latency(directory: Path, x: Features) -> dict[str, Any]:
         words = find_compiler(compiler)
-        times = Library(directory, words).time(x)
+        times = build(directory, words).time(x)
         return {
             "median_ns": times["chain_median"],
             "p99_ns": times["chain_p99"],

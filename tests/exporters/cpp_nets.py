@@ -1,0 +1,27 @@
+"""Many graphs in one shared library, each in its own namespace: one compilation per set of flags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hlt_train.exporters._compiler import compile_cpp, find_compiler
+from hlt_train.exporters._cpp_header import header, template
+from hlt_train.exporters._cpp_library import Library
+from hlt_train.exporters._cpp_plan import Plan
+from hlt_train.graph import Graph
+
+WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wpedantic")
+
+
+def libraries(directory: Path, graphs: Sequence[Graph], flags: Sequence[str]) -> list[Library]:
+    """Write, compile with every warning an error, load."""
+    units = []
+    for k, graph in enumerate(graphs):
+        (directory / f"g{k}.hpp").write_text(header(Plan(graph), f"g{k}"))
+        units.append(template("net_c.cpp").replace("net.hpp", f"g{k}.hpp").replace("net::", f"g{k}::").replace("net_", f"g{k}_"))
+    (directory / "timing.hpp").write_text(template("timing.hpp"))
+    (directory / "all.cpp").write_text("".join(units))
+    said = compile_cpp(find_compiler(), [directory / "all.cpp"], directory / "all.so", [*flags, *WARNINGS, "-Werror", "-shared", "-fPIC"])
+    assert said == ""
+    return [Library(directory / "all.so", f"g{k}") for k in range(len(graphs))]

@@ -1,0 +1,167 @@
+"""The export directory checks itself: alone, without hlt_train, and it notices every kind of damage."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import graphs
+import numpy as np
+import pytest
+
+from hlt_train import files, golden
+from hlt_train.exporters.cpp import cpp
+from hlt_train.graph import Graph, evaluate, score
+from hlt_train.vectors import vectors
+
+
+def export(directory: Path, graph: Graph, n: int = 4000) -> Path:
+    """What `export` leaves behind, as far as the self-test reads it."""
+    directory.mkdir()
+    exporter = cpp()
+    exporter.write(graph, directory)
+    x, category = vectors(graph, n=n, seed=1)
+    outputs = evaluate(graph, x)
+    points: list[dict[str, object]] = []
+    decisions = np.zeros((0, len(outputs)), bool)
+    found = None
+    if graph.output.score is not None:
+        found = score(graph, outputs)
+        # A threshold that is itself a score, so that >= and > differ; one that is no score of any vector needs none next to it.
+        tight = int(np.sort(found)[int(0.9 * len(found))])
+        points = [{"name": "tight", "integer_threshold": tight}, {"name": "never", "integer_threshold": None}]
+        decisions = np.stack([found >= tight, np.zeros(len(found), bool)])
+    files.write_document(directory / "working_points.json", "hlt-train/working-points", 1, {"points": points})
+    golden.write_golden(directory, graph, golden.Golden(x, outputs, found, decisions, category), [str(p["name"]) for p in points], {})
+    exporter.complete(directory)
+    return directory
+
+
+def selftest(directory: Path) -> subprocess.CompletedProcess[str]:
+    """In a process that sees the standard library and the export directory only."""
+    return subprocess.run([sys.executable, "-I", "-S", str(directory / "selftest.py"), "--no-time"], cwd="/", capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export(tmp_path_factory.mktemp("cpp") / "net", graphs.deepsets(8, kind="mean", round="half_even"))
+
+
+@pytest.fixture
+def copy(exported: Path, tmp_path: Path) -> Path:
+    for path in exported.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def test_it_passes_alone(copy: Path) -> None:
+    blind = subprocess.run([sys.executable, "-I", "-S", "-c", "import hlt_train"], capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError" in blind.stderr
+    done = selftest(copy)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert re.search(r"^differing logits +0$", done.stdout, re.MULTILINE)
+    assert re.search(r"^differing decisions +0$", done.stdout, re.MULTILINE)
+
+
+def test_the_documented_command_line_works_and_times(copy: Path) -> None:
+    said = subprocess.run("c++ -std=c++17 -O2 main.cpp -o selftest && ./selftest", shell=True, cwd=copy, capture_output=True, text=True, check=True)
+    assert re.search(r"^dependent calls +[\d.]+ ns median", said.stdout, re.MULTILINE)
+    assert said.stdout.endswith("passed\n")
+
+
+def test_every_file_compiles_without_a_warning(copy: Path) -> None:
+    command = ["c++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic", "-Werror", "main.cpp", "-o", "selftest"]
+    assert subprocess.run(command, cwd=copy, capture_output=True, text=True, check=True).stderr == ""
+
+
+def replace(copy: Path, pattern: str, change: str, name: str = "net.hpp") -> None:
+    """Replace the first match of `pattern`, which must be there."""
+    path = copy / name
+    text, count = re.subn(pattern, change, path.read_text(), count=1, flags=re.MULTILINE | re.DOTALL)
+    assert count == 1, f"{pattern} is not in {name}"
+    assert text != path.read_text(), "the mutation changes nothing"
+    path.write_text(text)
+
+
+MUTATIONS = {
+    "a weight": (r"(phi1_w_\[4\]\[8\] = \{\s*\{)(-?\d+)", r"\1 1 + \2"),
+    "a bias": (r"(rho_b_\[5\] = \{)(-?\d+)", r"\1 1 + \2"),
+    "a shift": (r"(phi0_act_shift_\[4\] = \{)(\d+)", r"\1 1 + \2"),
+    "a rounding mode": (r"shift_half_even<std::int32_t>\(phi0", "shift_half_up<std::int32_t>(phi0"),
+    "the rounding of the mean": (r"divide_half_even\(std::int64_t\{", "divide_floor(std::int64_t{"),
+    "a centre": (r"(in_event_centre_\[2\] = \{)(\S+f)", r"\1\2 * 1.01f"),
+    "a NaN value": (r"(in_jets_nan_\[3\] = \{)(-?\d+)", r"\1 1 + \2"),
+    "a clip limit": (r"quantise\(event \+ i(.*?), (-0x\S+f), (0x\S+f),", r"quantise(event + i\1, \2, \3 - 1.0f,"),
+    "the input step as x * s + o": (r"opaque\(opaque\(opaque\(x\) - centre\) \* scale\)", "opaque(opaque(x) * scale + opaque(-centre * scale))"),
+    "half away from zero": (
+        r"return _mm_cvtss_si32\(_mm_set_ss\(v\)\)|static_cast<std::int32_t>\(std::lrintf\(v\)\)",
+        "return static_cast<std::int32_t>(std::round(v))",
+    ),
+    "NaN not recognised": (r"> 0x7f800000u", "> 0x7fffffffu"),
+    "a score weight": (r"return std::int64_t\{logits\[0\]\}", "return std::int64_t{logits[0]} * 2"),
+    "a count not clamped": (r"\(count > length \? length : count\)", "(count > length ? length - 1 : count)"),
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+def test_a_mutation_of_the_header_makes_it_fail(name: str, copy: Path) -> None:
+    replace(copy, *MUTATIONS[name])
+    done = selftest(copy)
+    assert done.returncode == 1, done.stdout
+    assert "differs from the golden model" in done.stderr
+
+
+@pytest.mark.parametrize("over", ["wrap", "sat", "sat_sym"])
+def test_a_mutated_limit_makes_it_fail(over: str, tmp_path: Path) -> None:
+    directory = export(tmp_path / "net", graphs.mlp(3, over=over, round="floor"))
+    assert selftest(directory).returncode == 0
+    table = r"(act0_mask_\[8\] = \{)" if over == "wrap" else r"(act0_hi_\[8\] = \{)"
+    scalar = (
+        r"(wrap<std::int32_t>\(shift_floor<std::int32_t>\(dense0.*?, )"
+        if over == "wrap"
+        else r"(clamp<std::int32_t>\(shift_floor<std::int32_t>\(dense0.*?\), -?\d+, )"
+    )
+    replace(directory, f"(?:{table}|{scalar})(\\d+)", r"\1\2\3 >> 1")
+    assert selftest(directory).returncode == 1
+
+
+def test_a_moved_threshold_makes_it_fail(copy: Path) -> None:
+    tight = json.loads((copy / "working_points.json").read_text())["points"][0]["integer_threshold"]
+    replace(copy, rf'(\{{"tight", true, ){tight}\}}', rf"\g<1>{tight + 1}}}", "working_points.hpp")
+    done = selftest(copy)
+    assert done.returncode == 1
+    assert re.search(r"^differing logits +0$", done.stdout, re.MULTILINE)
+    assert not re.search(r"^differing decisions +0$", done.stdout, re.MULTILINE)
+
+
+def test_thresholds_that_disagree_with_the_document_make_it_fail(copy: Path) -> None:
+    replace(copy, r'("integer_threshold": )(-?\d+)', r"\g<1>7\2", "working_points.json")
+    done = selftest(copy)
+    assert (done.returncode, "working_points.json" in done.stdout) == (1, True)
+
+
+@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b"X" + b[1:], lambda b: b[:16] + b"\x07" + b[17:], lambda b: b""])
+def test_a_damaged_golden_file_is_an_error(change: object, copy: Path) -> None:
+    path = copy / "golden.bin"
+    path.write_bytes(change(path.read_bytes()))  # type: ignore[operator]
+    done = selftest(copy)
+    assert done.returncode == 1
+    assert "golden.bin" in done.stderr
+
+
+def test_a_float_network_is_checked_within_its_tolerance(tmp_path: Path) -> None:
+    directory = export(tmp_path / "net", graphs.float_mlp(2), n=1000)
+    done = selftest(directory)
+    assert done.returncode == 0, done.stderr
+    assert "largest deviation" in done.stdout
+    replace(directory, r"(logits_2_b_\[3\] = \{)(\S+f)", r"\1 0.25f + \2")
+    assert selftest(directory).returncode == 1
+
+
+def test_a_compiler_that_is_missing_is_named(copy: Path) -> None:
+    command = [sys.executable, "-I", "-S", str(copy / "selftest.py")]
+    done = subprocess.run(command, env={"PATH": "/nowhere"}, capture_output=True, text=True, check=False)
+    assert (done.returncode, "pip install ziglang" in done.stderr) == (1, True)
