@@ -51,7 +51,7 @@ def overflow(n: Int64, lo: Int64, hi: Int64, over: Overflow) -> Int64:
 def requantise(n: Int64, f: Int64, quant: Quant) -> Int64:
     """Integers at exponent f -> integers of the format of `quant`: shift, round, overflow."""
     lo, hi = limits(quant, n.shape[-1])
-    return overflow(shift_round(n, f - quant.to.f, quant.round), lo, hi, quant.over)
+    return overflow(shift_round(n, np.asarray(f - quant.to.f), quant.round), lo, hi, quant.over)
 
 
 def rational(numerator: Int64, denominator: Int64, round: Round) -> Int64:

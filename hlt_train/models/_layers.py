@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 
 from hlt_train.errors import UsageError, nearest
+from hlt_train.graph import Fixed, input_node
 from hlt_train.precision.config import Precision
 from hlt_train.precision.exact import EXACT_FLOAT32, EXACT_INT32, affine, affine_int32
 from hlt_train.precision.fixed import FixedFormat, quantise
 from hlt_train.types import Features, Group
 
-__all__ = ["ACTIVATIONS", "Activation", "Dense", "Grid", "GroupInput", "LayerFormats", "chain", "check_options", "input_of", "run"]
+__all__ = ["ACTIVATIONS", "Activation", "Dense", "Grid", "GroupInput", "LayerFormats", "chain", "check_options", "dense", "fixed_of", "input_of", "run"]
 
 Activation = Literal["none", "relu", "tanh", "gelu", "silu"]
 
@@ -64,7 +65,7 @@ class GroupInput(eqx.Module):
 
     def __call__(self, x: Features) -> jax.Array:
         """Normalised features -> `[n, variables]` or `[n, length, variables]`."""
-        values: jax.Array = x.groups[self.name]
+        values = jnp.asarray(x.groups[self.name])
         if self.length is not None:
             values = jnp.where(self.mask(x)[..., None], values, 0)
         if self.format is None:
@@ -76,8 +77,12 @@ class GroupInput(eqx.Module):
 
     def mask(self, x: Features) -> jax.Array:
         """Bool `[n, length]`: which constituents are real."""
-        real: jax.Array = jnp.arange(self.length) < x.counts[self.name][:, None]
+        real: jax.Array = jnp.arange(self.length) < jnp.asarray(x.counts[self.name])[:, None]
         return real
+
+    def count(self, x: Features) -> jax.Array:
+        """int32 `[n]`: how many constituents are read."""
+        return jnp.clip(jnp.asarray(x.counts[self.name]), 0, self.length)
 
     @property
     def features(self) -> int:
@@ -103,25 +108,13 @@ def input_of(group: Group, precision: Precision | None) -> GroupInput:
         if any(v == float("inf") for v in limits):
             raise UsageError(f"the range of '{group.name}' is not known: an input has no clip", then="give clip in the card, or a format without auto")
         to = to.fitted(max(limits))
-    lo, hi = inward_limits(group, to)
-    return GroupInput(group.name, n, group.length, to, lo, hi)
+    node = input_node(group.name, group, fixed_of(to))
+    return GroupInput(group.name, n, group.length, to, tuple(int(v) for v in node.lo), tuple(int(v) for v in node.hi))
 
 
-def inward_limits(group: Group, to: FixedFormat) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Per variable, the smallest and the largest integer of `to` inside the card's clip."""
-    scale = math.ldexp(1.0, to.f)
-    lo = tuple(to.lo if float(v) * scale <= to.lo else _ceil(float(v) * scale) for v in group.lo)
-    hi = tuple(to.hi if float(v) * scale >= to.hi else -_ceil(-float(v) * scale) for v in group.hi)
-    for variable, low, high in zip(group.variables, lo, hi, strict=True):
-        if low > high:
-            raise UsageError(
-                f"the format {to} has no value inside the clip of '{variable}'", where=f"inputs.{group.name}", then="use more fraction bits, or widen the clip"
-            )
-    return lo, hi
-
-
-def _ceil(value: float) -> int:
-    return int(-(-value // 1))
+def fixed_of(to: FixedFormat) -> Fixed:
+    """The graph's form of a format, without its modes."""
+    return Fixed(to.signed, to.width - to.f - int(to.signed), to.f)
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from hlt_train import graph
 from hlt_train.errors import RunFailed
-from hlt_train.graph import Affine, Concat, Fixed, Flatten, FloatAffine, FloatInput, FloatPool, Graph, Input, Node, Output, Pool, Quant, Requant
-from hlt_train.models._layers import Dense, GroupInput
+from hlt_train.graph import Affine, Concat, Flatten, FloatAffine, FloatPool, Graph, Node, Output, Pool, Quant, Requant, float_input_node, input_node
+from hlt_train.models._layers import Dense, GroupInput, fixed_of
 from hlt_train.models._pooling import Pooling
 from hlt_train.precision.fixed import FixedFormat
 from hlt_train.types import Group
@@ -17,23 +16,8 @@ __all__ = ["Lowering"]
 
 
 def quant_of(to: FixedFormat) -> Quant:
-    """The graph's form of a format."""
-    assert to.integer is not None
-    return Quant(Fixed(to.signed, to.integer - to.signed, to.f), _round(to), _over(to))
-
-
-def _round(to: FixedFormat) -> graph.Round:
-    match to.round:
-        case "floor" | "half_up" | "half_even":
-            return to.round
-    raise ValueError(to.round)
-
-
-def _over(to: FixedFormat) -> graph.Overflow:
-    match to.over:
-        case "wrap" | "sat" | "sat_sym":
-            return to.over
-    raise ValueError(to.over)
+    """The graph's form of a format with its modes."""
+    return Quant(fixed_of(to), to.round, to.over)
 
 
 class Lowering:
@@ -45,14 +29,7 @@ class Lowering:
     def input(self, part: GroupInput, group: Group) -> str:
         """The input step of one group."""
         name = f"{part.name}_input"
-        if part.format is None:
-            return self._add(FloatInput(name, (), group.name, group.variables, group.length, group.centre, group.scale, group.lo, group.hi, group.nan))
-        step = np.float64(2.0**part.format.f)
-        nan = np.rint(np.nan_to_num(group.nan.astype(np.float64), nan=0.0, posinf=2.0**60, neginf=-(2.0**60)) * step)
-        lo, hi = np.array(part.lo, np.int64), np.array(part.hi, np.int64)
-        quant = quant_of(part.format)
-        integers = np.clip(nan, lo, hi).astype(np.int64)
-        return self._add(Input(name, (), group.name, group.variables, group.length, group.centre, group.scale, lo, hi, integers, quant))
+        return self._add(float_input_node(name, group) if part.format is None else input_node(name, group, fixed_of(part.format)))
 
     def flatten(self, source: str, group: str) -> str:
         """Constituents to one row."""

@@ -32,7 +32,7 @@ class Pooling(eqx.Module):
     source_f: int = eqx.field(static=True)
 
     def __call__(self, x: jax.Array, mask: jax.Array, count: jax.Array) -> jax.Array:
-        """x: `[n, length, features]`; mask: bool `[n, length]`; count: int32 `[n]`."""
+        """x: `[n, length, features]`; mask: bool `[n, length]`; count: int32 `[n]`, within 0 and length."""
         if self.kind == "mean" and self.format is not None:
             return pool_mean(self._total(x, mask), count, self.source_f, self.format)
         value = self.accumulate(x, mask, count)

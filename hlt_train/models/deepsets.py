@@ -94,7 +94,7 @@ class Branch(eqx.Module):
         values = self.input(x)
         if self.pool is None:
             return values
-        mask, count = self.input.mask(x), x.counts[self.input.name]
+        mask, count = self.input.mask(x), self.input.count(x)
         own: dict[str, jax.Array] | None = None if tape is None else {}
         values = run(self.phi, values, dropout=0.0, key=None, tape=own)
         if tape is not None and own is not None:

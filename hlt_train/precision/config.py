@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from hlt_train.errors import UsageError, nearest
-from hlt_train.precision.fixed import FixedFormat, parse_format
+from hlt_train.precision.fixed import OVERFLOWS, ROUNDINGS, FixedFormat, Overflow, Round, parse_format
 
 __all__ = ["ROLES", "Precision"]
 
+Mode = TypeVar("Mode", bound=str)
 ROLES = ("weights", "bias", "activations", "inputs")
 
 
@@ -32,8 +33,8 @@ class Precision:
     bias: str = "fixed<8,auto>"
     activations: str = "ufixed<8,auto>"
     inputs: str = "fixed<10,4>"
-    round: str = "half_even"
-    over: str = "sat"
+    round: Round = "half_even"
+    over: Overflow = "sat"
     layers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
@@ -43,8 +44,12 @@ class Precision:
         for key in config:
             if key not in known:
                 raise UsageError(f"precision has no option '{key}'", where=f"precision.{key}", near=nearest(key, known) or known)
-        plain = {key: str(value) for key, value in config.items() if key != "layers"}
-        made = cls(**plain, layers={name: dict(roles) for name, roles in _mapping(config.get("layers", {})).items()})
+        made = cls(
+            **{role: str(config[role]) for role in ROLES if role in config},
+            round=_mode("round", config.get("round", cls.round), ROUNDINGS),
+            over=_mode("over", config.get("over", cls.over), OVERFLOWS),
+            layers={name: dict(roles) for name, roles in _mapping(config.get("layers", {})).items()},
+        )
         for role in ROLES:
             made.format("", role)
         for layer, roles in made.layers.items():
@@ -86,3 +91,10 @@ def _mapping(value: Any) -> Mapping[str, Mapping[str, str]]:
     if not isinstance(value, Mapping) or not all(isinstance(roles, Mapping) for roles in value.values()):
         raise UsageError("expected {layer: {role: format}}", where="precision.layers", then="for instance precision.layers.dense_0.weights=fixed<6,1>")
     return value
+
+
+def _mode(option: str, given: Any, known: tuple[Mode, ...]) -> Mode:
+    for mode in known:
+        if mode == given:
+            return mode
+    raise UsageError(f"no such mode: '{given}'", where=f"precision.{option}", near=nearest(str(given), known) or known)

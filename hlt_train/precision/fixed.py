@@ -13,6 +13,7 @@ import math
 import re
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +22,10 @@ from hlt_train.errors import UsageError, nearest
 
 __all__ = ["MAX_WIDTH", "OVERFLOWS", "ROUNDINGS", "FixedFormat", "parse_format", "power", "quantise"]
 
-ROUNDINGS = ("floor", "half_up", "half_even")
-OVERFLOWS = ("wrap", "sat", "sat_sym")
+Round = Literal["floor", "half_up", "half_even"]
+Overflow = Literal["wrap", "sat", "sat_sym"]
+ROUNDINGS: tuple[Round, ...] = get_args(Round)
+OVERFLOWS: tuple[Overflow, ...] = get_args(Overflow)
 MAX_WIDTH = 24  # a float32 holds every integer of 24 bits
 MIN_EXPONENT = -126  # below it float32 is subnormal, which XLA flushes to zero
 
@@ -44,8 +47,8 @@ class FixedFormat:
     signed: bool
     width: int
     integer: int | None
-    round: str
-    over: str
+    round: Round
+    over: Overflow
 
     @property
     def f(self) -> int:
@@ -81,7 +84,7 @@ class FixedFormat:
         return f"{'' if self.signed else 'u'}fixed<{self.width},{'auto' if self.integer is None else self.integer}>,{self.round},{self.over}"
 
 
-def parse_format(text: str, *, round: str | None = None, over: str | None = None) -> FixedFormat:
+def parse_format(text: str, *, round: Round | None = None, over: Overflow | None = None) -> FixedFormat:
     """Read `fixed<W,I>,ROUND,OVER`. `round` and `over` stand for modes that the text leaves out; without them a missing mode is refused: none is assumed."""
     found = _TEXT.fullmatch(text)
     if found is None:

@@ -1,0 +1,206 @@
+"""What every discovered model keeps: its lowering computes what it computes, constituents beyond the count do not exist."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from hlt_train import graph, plugins
+from hlt_train.models import _layers, _pooling
+from hlt_train.precision import exact
+from hlt_train.precision.config import Precision
+from hlt_train.precision.fixed import FixedFormat
+from hlt_train.proof import prove
+from hlt_train.types import Features, Inputs
+from tests.students import NARROW, inputs, normalised, raw
+
+MODELS = plugins.names("models")
+SCORE = np.array([-1, 1], np.int64)
+SMALL: dict[str, dict[str, object]] = {"mlp": {"widths": (16, 8)}, "deepsets": {"phi": (16, 8), "rho": (8,)}}
+GROUPS = (("event", 3, None), ("jets", 4, 6), ("tracks", 2, 9))
+
+
+def build(name: str, described: Inputs, seed: int, precision: Precision | None = None, *, scale: float = 1.0, **options: object) -> eqx.Module:
+    """A model with weights that are not small, so that formats saturate."""
+    model = plugins.factory("models", name)(described, 2, jax.random.key(seed), precision=precision, **options)
+    arrays, static = eqx.partition(model, eqx.is_inexact_array)
+    return eqx.combine(jax.tree.map(lambda a: a * scale, arrays), static)
+
+
+def forward(model: eqx.Module, x: Features) -> np.ndarray:
+    return np.asarray(eqx.filter_jit(lambda m, v: m(v))(model, x))
+
+
+def integers(lowered: graph.Graph, logits: np.ndarray) -> np.ndarray:
+    """Float logits as the integers they stand for; off the grid is an error."""
+    f = lowered.structure["output"].f
+    assert f is not None
+    scaled = np.ldexp(logits.astype(np.float64), f.astype(np.int32))
+    assert np.array_equal(scaled, np.rint(scaled)), "logits are off their grid"
+    return scaled.astype(np.int64)
+
+
+def options_of(name: str) -> list[dict[str, object]]:
+    return [{"pool": pool} for pool in ("sum", "mean", "max")] if "pool" in plugins.options("models", name) else [{}]
+
+
+CASES = [(name, options) for name in MODELS for options in options_of(name)]
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_float_lowering(name: str, options: dict[str, object]) -> None:
+    rng = np.random.default_rng(5)
+    described = inputs(rng, *GROUPS)
+    x = raw(rng, described, 500)
+    model = build(name, described, 1, **options)
+    lowered = model.lower(described, ("a", "b"), None)
+    assert not lowered.exact
+    np.testing.assert_allclose(graph.evaluate(lowered, x), forward(model, normalised(described, x)), rtol=2e-4, atol=2e-4)
+
+
+FORMAT = st.builds(
+    lambda kind, width, integer, *modes: f"{kind}fixed<{width},{integer}>,{','.join(modes)}",
+    st.sampled_from(["", "u"]),
+    st.integers(3, 9),
+    st.integers(0, 2),
+    st.sampled_from(["floor", "half_up", "half_even"]),
+    st.sampled_from(["sat", "wrap"]),
+)
+
+
+@pytest.mark.parametrize(("name", "options"), CASES)
+@settings(max_examples=6, phases=[Phase.generate])  # every example compiles: shrinking would take minutes
+@given(
+    weights=FORMAT,
+    activations=FORMAT,
+    layer=FORMAT,
+    inputs_width=st.integers(4, 12),
+    scale=st.sampled_from([0.5, 2.0, 30.0]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_fixed_lowering_is_bit_for_bit(
+    name: str, options: dict[str, object], weights: str, activations: str, layer: str, inputs_width: int, scale: float, seed: int
+) -> None:
+    """Random formats, overflow that saturates or wraps, an override of one layer and one group: JAX float32 equals the golden integers."""
+    rng = np.random.default_rng(seed)
+    described = inputs(rng, *GROUPS)
+    precision = Precision.from_config(
+        {
+            "weights": weights,
+            "bias": "fixed<5,4>",
+            "activations": activations,
+            "inputs": f"fixed<{inputs_width},4>",
+            "layers": {"logits": {"weights": layer}, "jets": {"inputs": "fixed<9,3>"}},
+        }
+    )
+    model = build(name, described, seed % 1000, precision, scale=scale, **options, **SMALL.get(name, {}))
+    lowered = model.lower(described, ("a", "b"), SCORE)
+    x = raw(rng, described, 120)
+    assert lowered.exact
+    assert all(proof.f24 for proof in prove(lowered).values())
+    np.testing.assert_array_equal(integers(lowered, forward(model, normalised(described, x))), graph.evaluate(lowered, x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_quantiser_that_leaves_the_grid_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison fails as soon as the quantiser is the textbook straight-through form, which is off the grid for large values."""
+    rng = np.random.default_rng(11)
+    described = inputs(rng, *GROUPS)
+    quantise = _layers.quantise
+
+    def naive(x: jax.Array, to: FixedFormat) -> jax.Array:
+        return x + jax.lax.stop_gradient(quantise(x, to) - x)
+
+    x = raw(rng, described, 200)
+    model = build(name, described, 3, NARROW, scale=1e9)
+    lowered = model.lower(described, ("a", "b"), SCORE)
+    want = graph.evaluate(lowered, x)
+    np.testing.assert_array_equal(integers(lowered, forward(model, normalised(described, x))), want)
+    for module in (_layers, _pooling, exact):
+        monkeypatch.setattr(module, "quantise", naive)
+    jax.clear_caches()
+    with pytest.raises(AssertionError):
+        np.testing.assert_array_equal(integers(lowered, forward(model, normalised(described, x))), want)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_wide_formats_run_in_int32(name: str) -> None:
+    """Sums of hidden layers that exceed what float32 holds: the layer runs in int32, and the bits are still those of the golden model."""
+    rng = np.random.default_rng(7)
+    described = inputs(rng, *GROUPS)
+    wide = Precision(weights="fixed<12,3>", bias="fixed<10,3>", activations="ufixed<12,5>", inputs="fixed<12,4>", layers={"logits": {"weights": "fixed<4,1>"}})
+    model = build(name, described, 2, wide, scale=6.0, **SMALL.get(name, {}))
+    lowered = model.lower(described, ("a", "b"), SCORE)
+    x = raw(rng, described, 300)
+    assert not all(proof.f24 for proof in prove(lowered).values())
+    np.testing.assert_array_equal(integers(lowered, forward(model, normalised(described, x))), graph.evaluate(lowered, x))
+
+
+@pytest.mark.parametrize("precision", [None, NARROW])
+@pytest.mark.parametrize(("name", "options"), CASES)
+def test_padding_does_not_exist(name: str, options: dict[str, object], precision: Precision | None) -> None:
+    """Whatever lies at index >= count, the logits and the gradients are the same."""
+    rng = np.random.default_rng(2)
+    described = inputs(rng, *GROUPS)
+    clean = normalised(described, raw(rng, described, 200))
+    model = build(name, described, 1, precision, **options)
+    arrays, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def loss(a: eqx.Module, x: Features) -> jax.Array:
+        return (eqx.combine(a, static)(x) ** 2).sum()
+
+    want = eqx.filter_jit(eqx.filter_value_and_grad(loss))(arrays, clean)
+    for garbage in (np.nan, 1e30):
+        groups = dict(clean.groups)
+        for g in described.groups:
+            if g.length is not None:
+                dirty = groups[g.name].copy()
+                dirty[np.arange(g.length) >= clean.counts[g.name][:, None]] = garbage
+                groups[g.name] = dirty
+        found = eqx.filter_jit(eqx.filter_value_and_grad(loss))(arrays, Features(groups, clean.counts))
+        assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(want), strict=True))
+
+
+@pytest.mark.parametrize("precision", [None, NARROW])
+@pytest.mark.parametrize("name", MODELS)
+def test_counts_are_respected(name: str, precision: Precision | None) -> None:
+    """A constituent that is counted matters; counts beyond the length read the first `length`, negative ones none."""
+    rng = np.random.default_rng(4)
+    described = inputs(rng, *GROUPS)
+    x = raw(rng, described, 200, garbage=1.0)
+    model = build(name, described, 1, precision)
+    full = normalised(described, Features(x.groups, {k: np.full_like(v, described[k].length) for k, v in x.counts.items()}))
+    x = Features(full.groups, x.counts)
+    none = Features(x.groups, {k: np.zeros_like(v) for k, v in x.counts.items()})
+    over = Features(x.groups, {k: v + 5 for k, v in full.counts.items()})
+    below = Features(x.groups, {k: v - 3 for k, v in none.counts.items()})
+    assert not np.array_equal(forward(model, x), forward(model, full))
+    np.testing.assert_array_equal(forward(model, over), forward(model, full))
+    np.testing.assert_array_equal(forward(model, below), forward(model, none))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_key_means_training(name: str) -> None:
+    described = inputs(np.random.default_rng(1), *GROUPS)
+    x = normalised(described, raw(np.random.default_rng(1), described, 50))
+    model = build(name, described, 1, dropout=0.5)
+    assert not np.array_equal(model(x, key=jax.random.key(1)), model(x, key=jax.random.key(2)))
+    np.testing.assert_array_equal(model(x, key=jax.random.key(1)), model(x, key=jax.random.key(1)))
+    np.testing.assert_array_equal(model(x), model(x))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_trace_names_every_layer_with_an_output_format(name: str) -> None:
+    """Calibration relies on it: each layer that takes `activations` appears, with finite values."""
+    rng = np.random.default_rng(1)
+    described = inputs(rng, *GROUPS)
+    model = build(name, described, 1, NARROW)
+    traced = model.trace(normalised(described, raw(rng, described, 50)))
+    lowered = {node.name.removesuffix("_out") for node in model.lower(described, ("a", "b"), SCORE).nodes if type(node).__name__ == "Requant"}
+    assert lowered == set(traced)
+    assert all(jnp.isfinite(v).all() for v in traced.values())
