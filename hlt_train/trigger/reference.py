@@ -13,7 +13,7 @@ import numpy as np
 from hlt_train.errors import UsageError
 from hlt_train.trigger.thresholds import TOLERANCE, at_rate
 
-__all__ = ["Cut", "Variable", "best_variable", "operand", "optimise", "signed"]
+__all__ = ["Cut", "Variable", "best_variable", "marked", "operand", "optimise", "placeholder", "signed"]
 
 POINTS = 24  # per threshold and pass
 COMBINATIONS = 20_000
@@ -30,15 +30,28 @@ class Cut(NamedTuple):
     efficiency: float
 
 
+def placeholder(threshold: str) -> str:
+    """The name that stands for `{threshold}` in `marked`."""
+    return f"threshold__{threshold}"
+
+
+def marked(cut: str) -> str:
+    """A cut as an expression whose thresholds are names: parsed once, evaluated with any thresholds.
+
+    >>> marked("ht > {ht}")
+    'ht > threshold__ht'
+    """
+    return _NAME.sub(lambda match: placeholder(match[1]), cut)
+
+
 def operand(cut: str, threshold: str) -> str:
     """The expression that `{threshold}` is compared with in `cut`: what an automatic grid takes its quantiles of.
 
     >>> operand("(ht > {ht}) & (btag4 + 1 > {b})", "b")
     'btag4 + 1'
     """
-    marked = _NAME.sub(lambda match: f"threshold__{match[1]}", cut)
-    wanted = f"threshold__{threshold}"
-    for node in ast.walk(ast.parse(marked, mode="eval")):
+    wanted = placeholder(threshold)
+    for node in ast.walk(ast.parse(marked(cut), mode="eval")):
         if isinstance(node, ast.Compare) and len(node.comparators) == 1:
             sides = [ast.unparse(node.left), ast.unparse(node.comparators[0])]
             if wanted in sides:

@@ -24,7 +24,7 @@ class Setting:
 
     Attributes:
         classes, samples: in the card's order.
-        discriminant: signal and background classes.
+        discriminant: signal and background classes; None where the card tells no signal from background.
         input_rates: sample -> Hz; empty when there are no rates.
         per_object: the examples are objects, not events.
         event_score: how objects make an event decision, or None.
@@ -32,7 +32,7 @@ class Setting:
 
     classes: tuple[str, ...]
     samples: tuple[str, ...]
-    discriminant: Discriminant
+    discriminant: Discriminant | None
     input_rates: dict[str, float]
     per_object: bool
     event_score: str | None
@@ -104,8 +104,11 @@ def view(setting: Setting, rows: Truth, score: np.ndarray, *, events: bool) -> V
 
     An event of object examples is signal when one of its objects is of a signal class, background when none is and one is of a background class.
     """
-    signal = _members(rows.label, setting.classes, setting.discriminant.signal)
-    background = _members(rows.label, setting.classes, setting.discriminant.background)
+    spec = setting.discriminant
+    if spec is None:
+        raise UsageError("the card tells no signal from background", where="trigger.discriminant", then="add discriminant: {signal: [...], background: [...]}")
+    signal = _members(rows.label, setting.classes, spec.signal)
+    background = _members(rows.label, setting.classes, spec.background)
     event = rows.grouping.event
     if not setting.per_object:
         hertz = to_hertz(rows.weight, rows.sample, setting.samples, setting.input_rates) if setting.input_rates else None

@@ -23,9 +23,9 @@ from hlt_train.trigger.rates import per_sample, rate_of
 from hlt_train.trigger.thresholds import at_efficiency, at_rate, distinct_rates, steps
 from hlt_train.trigger.views import Setting, Truth, View, view
 
-__all__ = ["FORMAT", "VERSION", "Request", "at_threshold", "decisions", "derive", "read", "threshold_for", "write"]
+__all__ = ["FILE", "FORMAT", "VERSION", "Request", "at_threshold", "decisions", "derive", "read", "threshold_for", "write"]
 
-FORMAT, VERSION = "hlt-train/working-points", 1
+FORMAT, VERSION, FILE = "hlt-train/working-points", 1, "working_points.json"
 FEW_BACKGROUND = 10
 TABLE = 64
 
@@ -66,7 +66,9 @@ def at_threshold(passed: np.ndarray, seen: View, setting: Setting, *, seed: int 
     if seen.hertz is not None:
         found["rate"] = rate_of(passed, seen.hertz).document(unit="Hz")
         found["samples"] = per_sample(passed, seen.hertz, seen.sample, setting.samples)
-    for name, side, classes in (("efficiency", seen.signal, setting.discriminant.signal), ("mistag", seen.background, setting.discriminant.background)):
+    spec = setting.discriminant
+    assert spec is not None  # a view exists only with one
+    for name, side, classes in (("efficiency", seen.signal, spec.signal), ("mistag", seen.background, spec.background)):
         interval = efficiency(passed[side], seen.weight[side], event=seen.event[side], seed=seed)
         found[name] = interval.document(denominator=f"{int(side.sum())} {seen.unit} of class {', '.join(classes)}")
     return found
@@ -110,7 +112,7 @@ def derive(
     tested = view(setting, *test, events=setting.has_rates)
     return {
         "classes": list(setting.classes),
-        "discriminant": setting.discriminant.document(),
+        "discriminant": None if setting.discriminant is None else setting.discriminant.document(),
         "event_score": setting.event_score,
         "input_rates_hz": dict(setting.input_rates),
         "integer": tested.score.dtype.kind in "iu",
