@@ -129,11 +129,12 @@ def _fit(ctx: click.Context, progress: Any) -> dict[str, Any]:
 def _summary(result: dict[str, Any]) -> str:
     from hlt_train.report.table import table
 
+    speed = "" if result["rows_per_s"] is None else f", {result['rows_per_s']:,.0f} rows/s"
     rows = [
         ["run", result["run"]],
         ["model", f"{result['model']}, {result['parameters']:,} parameters"],
         ["rows", ", ".join(f"{split} {count:,}" for split, count in result["rows"].items())],
-        ["trained", f"{result['steps']:,} steps, {result['epochs']:.4g} epochs ({result['stopped']}), {result['rows_per_s']:,.0f} rows/s"],
+        ["trained", f"{result['steps']:,} steps, {result['epochs']:.4g} epochs ({result['stopped']}){speed}"],
         ["best", f"step {result['best']['step']:,}"],
         *([f"validation {name}", f"{value:.5g}"] for name, value in result["validation"].items()),
     ]

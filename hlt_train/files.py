@@ -25,6 +25,7 @@ __all__ = [
     "append_line",
     "atomic",
     "atomic_path",
+    "check_new",
     "new_directory",
     "read_arrays",
     "read_document",
@@ -145,10 +146,15 @@ def append_line(path: Path, content: Mapping[str, Any]) -> None:
         raise _unwritable(path, error) from error
 
 
-def new_directory(path: Path, *, option: str) -> Path:
-    """Make the directory `path`, which must not exist or be empty; `option` is what the user typed to name it."""
+def check_new(path: Path, *, option: str) -> None:
+    """Refuse a directory that exists and is not empty; `option` is what the user typed to name it."""
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError("it exists already, and nothing is ever overwritten", where=str(path), then=f"choose another {option}, or remove it yourself")
+
+
+def new_directory(path: Path, *, option: str) -> Path:
+    """Make the directory `path`, which must not exist or be empty (see `check_new`)."""
+    check_new(path, option=option)
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -25,7 +25,7 @@ from hlt_train.data.card import Card, load_card
 from hlt_train.data.dataset import Dataset, open_dataset
 from hlt_train.data.stream import Stream
 from hlt_train.errors import UsageError
-from hlt_train.files import write_text
+from hlt_train.files import check_new, write_text
 from hlt_train.progress import Progress
 from hlt_train.restore import ModelSpec, build_model, load_run, parameters, write_model
 from hlt_train.run import Run, constraints, read_config
@@ -107,17 +107,37 @@ def fit(config: FitConfig, path: Path, *, progress: Progress) -> dict[str, Any]:
     """Train a new run in `path`. Returns its figures; raises `Interrupted` after saving when a signal comes."""
     devices.prepare(config.devices)
     mesh = devices.mesh(config.devices)
+    check_new(path, option="--run")
+    if config.card is None:
+        return _fit_toy(config, path, mesh, progress)
+    ready = _prepare(config, mesh, progress)  # before the directory: what fails here leaves nothing behind
     with Run.create(path) as run:
-        if config.card is None:
-            config = config.model_copy(update={"card": _write_toy(run.path / "data", progress)})
-        ready = _prepare(config, mesh, progress)
-        normalise.save(run.path / "normalisation.json", ready.inputs)
-        write_model(run.path, ready.spec)
-        write_text(run.path / "constraints.txt", constraints())
-        run.write_provenance({"environment": devices.environment(mesh), "data": _plain(ready.dataset.report), "parent": ready.parent})
-        run.write_config(ready.config.stored())  # last: a directory with a config.yaml is a run that can be resumed
-        run.log(f"fit: {ready.plan.steps} steps of {config.batch} rows on {devices.workers(mesh)} device(s)")
+        _describe(ready, mesh, run)
         return _train(ready, mesh, run, progress, restore=None)
+
+
+def _fit_toy(config: FitConfig, path: Path, mesh: Mesh, progress: Progress) -> dict[str, Any]:
+    """As `fit`, with the toy file in the run."""
+    with Run.create(path) as run:
+        try:
+            ready = _prepare(config.model_copy(update={"card": _write_toy(run.path / "data", progress)}), mesh, progress)
+            _describe(ready, mesh, run)
+        except BaseException:
+            run.discard()
+            raise
+        return _train(ready, mesh, run, progress, restore=None)
+
+
+def _describe(ready: Prepared, mesh: Mesh, run: Run) -> None:
+    """Everything in the directory that is known before the first step; `config.yaml` last: with it, it is a run."""
+    normalise.save(run.path / "normalisation.json", ready.inputs)
+    write_model(run.path, ready.spec)
+    write_text(run.path / "constraints.txt", constraints())
+    run.write_provenance({"environment": devices.environment(mesh), "data": _plain(ready.dataset.report), "parent": ready.parent})
+    run.write_config(ready.config.stored())
+    for warning in ready.dataset.warnings:
+        run.log(f"warning: {warning}")
+    run.log(f"fit: {ready.plan.steps} steps of {ready.config.batch} rows on {devices.workers(mesh)} device(s)")
 
 
 def resume(path: Path, *, length: str | None = None, inexact: bool = False, progress: Progress) -> dict[str, Any]:
@@ -169,8 +189,11 @@ def _prepare(config: FitConfig, mesh: Mesh, progress: Progress, inputs: Inputs |
     parent = None if config.init_from is None or inputs is not None else load_run(Path(config.init_from))
     model = merge({"name": "mlp"} if parent is None else {"name": parent.spec.name, **parent.spec.options}, config.model)
     spec = ModelSpec.of(model, card.labels.classes)
+    _check_names(config)
     progress("opening the files")
     dataset = open_dataset(card, threads=config.threads)
+    for warning in dataset.warnings:
+        progress(f"warning: {warning}")
     if inputs is None:
         inputs = normalise.fit_normalisation(dataset) if parent is None else _inherited(parent.inputs, card)
     network = build_model(spec, inputs, config.seed)
@@ -201,6 +224,14 @@ def _prepare(config: FitConfig, mesh: Mesh, progress: Progress, inputs: Inputs |
     return Prepared(resolved, dataset, inputs, spec, task, plan, strategy, schedule, origin)
 
 
+def _check_names(config: FitConfig) -> None:
+    """Refuse unknown optimisers, schedules, strategies, options and lengths before any file is read."""
+    schedule = optimisers.schedule(config.schedule["name"], config.learning_rate, 1000, _options(config.schedule))
+    optimisers.optimiser(config.optimizer["name"], schedule, _options(config.optimizer))
+    plugins.parse_options("strategies", config.strategy["name"], _options(config.strategy))
+    steps_of(config.length, rows=1, steps_per_epoch=1)
+
+
 def _train(ready: Prepared, mesh: Mesh, run: Run, progress: Progress, restore: Literal["same", "extended"] | None) -> dict[str, Any]:
     """Train, then close the data."""
     with ready.dataset:
@@ -217,7 +248,7 @@ def _run(trainer: Trainer, ready: Prepared, run: Run, progress: Progress, restor
     epochs = [line for line in run.metrics() if line["event"] == "epoch"]
     best = next(line for line in epochs if line["step"] == summary["best"]["step"])
     size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(ready.task.params))
-    figures = {"parameters": size, "rows": _row_counts(ready.dataset), "resident": trainer.resident, "rows_per_s": epochs[-1]["rows_per_s"]}
+    figures = {"parameters": size, "rows": _row_counts(ready.dataset), "resident": trainer.resident}
     return {"run": str(run.path), "model": ready.spec.name, **figures, **summary, "validation": best["validation"]}
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import yaml
 
@@ -55,22 +56,26 @@ class Run:
         self._lock.flush()
 
     @classmethod
-    def create(cls, path: Path) -> Self:
+    def create(cls, path: Path) -> Run:
         """Make a new run; the directory must not exist or be empty."""
         return cls(new_directory(path, option="--run"))
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: Path) -> Run:
         """Take an existing run for writing."""
         if not (path / "config.yaml").is_file():
             raise UsageError("not a run directory: it has no config.yaml", where=str(path), then="hlt-train fit --run DIR starts a new run")
         return cls(path)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Run:
         return self
 
     def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
         self._lock.close()
+
+    def discard(self) -> None:
+        """Remove a run that failed before it began, so that the same command can be given again."""
+        shutil.rmtree(self.path)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write `config.yaml`."""

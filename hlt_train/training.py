@@ -112,6 +112,7 @@ class Trainer:
         self._best: Snapshot | None = None  # better than the one on disk, not written yet
         self._saved = time.monotonic()
         self._noted = False
+        self._speeds: list[tuple[float, float]] = []  # (rows, seconds) of this process's epochs
 
     def _stays(self) -> bool:
         """Whether the decoded data are kept on the devices."""
@@ -175,7 +176,13 @@ class Trainer:
             "best": {"step": self.tally.best_step, "loss": self.tally.best},
             "stopped": "patience" if self.tally.stopped_early else "complete",
             "seconds": round(seconds, 3),
+            "rows_per_s": self._speed(),
         }
+
+    def _speed(self) -> float | None:
+        """Training rows/s after the first epoch of this process, which holds the compilation; of that one where there is no other; None without any."""
+        counted = self._speeds[1:] or self._speeds
+        return round(sum(rows for rows, _ in counted) / sum(seconds for _, seconds in counted), 1) if counted else None
 
     def _epoch(self, stop: StopRequest) -> None:
         """The rest of the current epoch, or of the run, and the validation at its end. One dispatch is in flight while the one before it is accounted for."""
@@ -238,6 +245,7 @@ class Trainer:
         tally, stream, batch = self.tally, self.task.train, self.task.batch
         within = tally.step - epoch * stream.steps_per_epoch
         rows = min(within * batch, stream.rows)
+        self._speeds.append((steps * rows / within, max(seconds, 1e-9)))
         began = time.monotonic()
         figures = self.validate(self.lockstep.params(self.carry))
         loss = figures["loss"]
@@ -254,7 +262,7 @@ class Trainer:
             "learning_rate": float(self.learning_rate(tally.step - 1)),
             "best": best,
             "seconds": round(seconds, 6),
-            "rows_per_s": round(steps * rows / within / max(seconds, 1e-9), 1),
+            "rows_per_s": round(self._speeds[-1][0] / self._speeds[-1][1], 1),
             "validation_seconds": round(time.monotonic() - began, 6),
         }
         self.run.metric(line)

@@ -45,6 +45,7 @@ def trial(trainer: Trainer) -> dict[str, Any]:
         "steps": trainer.plan.steps,
         "steps_per_dispatch": lockstep.steps,
         "resident": trainer.resident,
+        "decoded_bytes": stream.row_bytes * stream.rows,
         "device_bytes": _bytes(analysis),
         "compile_seconds": round(ready - began, 2),
         "rows_per_s": round(trainer.task.batch / seconds),
