@@ -1,8 +1,13 @@
-"""Compile main.cpp with the compiler of this machine and check net.hpp against golden.bin: exit code 0 when every integer and decision agrees.
+"""Does net.hpp in this directory still compute what it was exported for, with the compiler of this machine?
 
-Standard library only. Run it from anywhere: `python selftest.py`; `--no-time` leaves the timing out.
+    python selftest.py [--json] [--no-time]
+
+Compiles main.cpp in a temporary directory and runs it here: it compares every logit, score and decision of golden.bin. Then the thresholds compiled in are
+compared with working_points.json, and the files with certificate.json. Exit code 0: all equal; 1: something differs. Needs the standard library and a C++17
+compiler: CXX, c++, g++, clang++, or the package ziglang.
 """
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -18,7 +23,7 @@ HERE = Path(__file__).resolve().parent
 
 
 def compiler():
-    """The command of a C++ compiler: CXX, c++, g++, clang++, or the one of the package ziglang."""
+    """The command of a C++ compiler."""
     words = shlex.split(os.environ.get("CXX", ""))
     if words:
         return words
@@ -30,28 +35,53 @@ def compiler():
     sys.exit("FAILED: no C++ compiler found, nothing is verified. Next: pip install ziglang")
 
 
+def run(options):
+    """What main.cpp printed, and whether it compiled and passed."""
+    with tempfile.TemporaryDirectory() as scratch:
+        program = str(Path(scratch) / "selftest")
+        built = subprocess.run([*compiler(), "-std=c++17", "-O2", str(HERE / "main.cpp"), "-o", program], cwd=scratch, check=False)
+        if built.returncode:
+            return "", "main.cpp does not compile"
+        done = subprocess.run([program, *options], cwd=HERE, check=False, stdout=subprocess.PIPE, text=True)
+        return done.stdout, f"the program that checks net.hpp ends with {done.returncode}" if done.returncode else ""
+
+
 def thresholds_agree(said):
     """Whether the thresholds compiled in are those of working_points.json."""
     path = HERE / "working_points.json"
     compiled = re.findall(r"^working point \d+ +threshold (\S+)", said, re.MULTILINE)
     stated = [point["integer_threshold"] for point in json.loads(path.read_text())["points"]] if path.exists() else []
-    return not compiled or compiled == ["none" if threshold is None else str(threshold) for threshold in stated]
+    return compiled == ["none" if threshold is None else str(threshold) for threshold in stated]
+
+
+def changed_files():
+    """Files whose bytes are not those that certificate.json names."""
+    path = HERE / "certificate.json"
+    stated = json.loads(path.read_text())["sha256"] if path.exists() else {}
+    return [name for name, value in stated.items() if not (HERE / name).is_file() or hashlib.sha256((HERE / name).read_bytes()).hexdigest() != value]
+
+
+def numbers(said):
+    """The lines `differing logits   0` as {"differing_logits": 0}."""
+    found = re.findall(r"^([a-z ]+?) {2,}([-+.\deinfa]+)$", said, re.MULTILINE)
+    return {name.replace(" ", "_"): float(value) if re.search(r"[.einfa]", value) else int(value) for name, value in found}
 
 
 def main():
-    """Compile in a temporary directory, run in the export directory."""
-    with tempfile.TemporaryDirectory() as scratch:
-        program = str(Path(scratch) / "selftest")
-        built = subprocess.run([*compiler(), "-std=c++17", "-O2", str(HERE / "main.cpp"), "-o", program], cwd=scratch, check=False)
-        if built.returncode:
-            print("FAILED: main.cpp does not compile")
-            return 1
-        done = subprocess.run([program, *sys.argv[1:]], cwd=HERE, check=False, stdout=subprocess.PIPE, text=True)
-        print(done.stdout, end="")
-        if done.returncode == 0 and not thresholds_agree(done.stdout):
-            print("FAILED: the thresholds of working_points.hpp are not those of working_points.json")
-            return 1
-        return 1 if done.returncode else 0
+    """Run, compare, print, and return the exit code."""
+    said, error = run([option for option in sys.argv[1:] if option == "--no-time"])
+    changed = changed_files()
+    if not error and not thresholds_agree(said):
+        error = "the thresholds of working_points.hpp are not those of working_points.json"
+    if not error and changed:
+        error = f"changed since the export: {', '.join(changed)}"
+    if "--json" in sys.argv[1:]:
+        print(json.dumps({"compiler": " ".join(compiler()), **numbers(said), "files_changed": changed, "error": error, "passed": not error}))
+    else:
+        print(said, end="")
+    if error:
+        print(f"FAILED: {error}", file=sys.stderr)
+    return 1 if error else 0
 
 
 if __name__ == "__main__":
