@@ -258,7 +258,7 @@ def _value(graph: Graph, node: Node, sources: list[np.ndarray], x: Features) -> 
         return np.concatenate(sources, axis=-1)
     if isinstance(node, Flatten):
         present, _ = _present(graph, node, x)
-        return np.where(present, first, first.dtype.type(0)).reshape(len(first), -1)
+        return np.where(present, first, first.dtype.type(0)).reshape(len(first), graph.structure[node.name].n)
     if isinstance(node, Pool | FloatPool):
         return _pool(graph, node, first, x)
     if isinstance(node, FloatAffine):
