@@ -80,10 +80,14 @@ def subjettiness(z: Floats, deta: Floats, dphi: Floats, *, axes: int) -> list[Fl
 def _refine(z: Floats, deta: Floats, dphi: Floats, axis_eta: Floats, axis_phi: Floats) -> Floats:
     """Subjettiness `[n]` for axes `[N, n]` after ROUNDS of moving each axis to the centroid of the constituents nearest to it."""
     for _ in range(ROUNDS):
-        nearest = np.hypot(deta - axis_eta[:, :, None], dphi - axis_phi[:, :, None]).argmin(axis=0)
+        nearest = _distance2(deta, dphi, axis_eta, axis_phi).argmin(axis=0)
         share = z * (nearest == np.arange(len(axis_eta))[:, None, None])
         total = np.maximum(share.sum(axis=2), 1e-9)
-        axis_eta, axis_phi = (share * deta).sum(axis=2) / total, (share * dphi).sum(axis=2) / total
-    distance = np.hypot(deta - axis_eta[:, :, None], dphi - axis_phi[:, :, None]).min(axis=0)
-    tau: Floats = (z * distance).sum(axis=1)
+        axis_eta, axis_phi = np.einsum("anl,nl->an", share, deta) / total, np.einsum("anl,nl->an", share, dphi) / total
+    tau: Floats = (z * np.sqrt(_distance2(deta, dphi, axis_eta, axis_phi).min(axis=0))).sum(axis=1)
     return tau
+
+
+def _distance2(deta: Floats, dphi: Floats, axis_eta: Floats, axis_phi: Floats) -> Floats:
+    """Squared distance `[N, n, length]` of every constituent to every axis."""
+    return (deta - axis_eta[:, :, None]) ** 2 + (dphi - axis_phi[:, :, None]) ** 2

@@ -1,7 +1,8 @@
 """Writing toy ROOT files: chunk by chunk, atomically, with their origin inside.
 
 The rows of a file come in chunks of fixed size, each a function of (seed, chunk number) alone. So memory does not grow with the file, and the first n rows of
-a longer file with the same seed are the file of n rows.
+a longer file with the same seed are the file of n rows. (Content means values and order; the file's UUID and dates differ each time, and another processor's
+mathematical library may round a value differently.)
 """
 
 from __future__ import annotations

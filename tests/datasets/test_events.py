@@ -11,7 +11,7 @@ import pytest
 import uproot
 from reference_network import btag_auc, event_figures
 
-from hlt_train.datasets.events import CHUNK, DRIFT_RUN, FIRST_RUN, RUNS, write_events
+from hlt_train.datasets.events import CHUNK, DRIFT_RUN, FIRST_RUN, RUNS, VERSION, write_events
 from hlt_train.errors import UsageError
 
 N = 40_000
@@ -128,6 +128,16 @@ def test_same_content_for_the_same_seed_only(tmp_path: Path) -> None:
     assert same(a, b)
     assert not set(a.ht) & set(c.ht)
     assert not set(a.luminosityBlock) & set(c.luminosityBlock)
+
+
+def test_content_is_that_of_this_version(folder: Path) -> None:
+    """Another content needs another VERSION of the generator, and new numbers here."""
+    with uproot.open(folder / "large.root") as file:
+        events = file["Events"].arrays(["label", "run", "ht"], entry_stop=8)
+    assert VERSION == 1
+    assert ak.to_list(events.label) == [1, 0, 0, 1, 0, 1, 0, 1]
+    assert ak.to_list(events.run) == [380014, 380008, 380010, 380015, 380000, 380003, 380011, 380001]
+    np.testing.assert_allclose(events.ht[[0, 1, 4, 5]], [439.80, 224.03, 261.43, 300.42], atol=0.01)
 
 
 @pytest.mark.parametrize("n", [1, 2, 9973, CHUNK, CHUNK + 1])

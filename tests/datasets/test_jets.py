@@ -11,7 +11,7 @@ import pytest
 import uproot
 from reference_network import JET_AUC, jet_figures
 
-from hlt_train.datasets.jets import CHUNK, CLASSES, write_jets
+from hlt_train.datasets.jets import CHUNK, CLASSES, VERSION, write_jets
 from hlt_train.errors import UsageError
 
 
@@ -83,6 +83,14 @@ def test_same_content_for_the_same_seed_only(tmp_path: Path) -> None:
     assert same(a, b)
     assert not set(a.jet_pt) & set(c.jet_pt)
     assert not set(a.luminosityBlock) & set(c.luminosityBlock)  # so that files of different seeds share no identity
+
+
+def test_content_is_that_of_this_version(jets: ak.Array) -> None:
+    """Another content needs another VERSION of the generator, and new numbers here."""
+    assert VERSION == 1
+    assert ak.to_list(jets.label[:10]) == [1, 4, 0, 2, 3, 0, 1, 2, 4, 3]
+    assert ak.to_list(jets.npart[:10]) == [47, 38, 64, 43, 36, 77, 30, 20, 80, 63]
+    np.testing.assert_allclose(jets.jet_mass[:5], [95.04, 183.21, 106.73, 72.70, 86.96], atol=0.01)
 
 
 def test_a_short_file_is_the_beginning_of_a_long_one(tmp_path: Path) -> None:
