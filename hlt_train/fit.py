@@ -6,31 +6,27 @@ is written, the training loop runs (`hlt_train.training`). Everything that canno
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
-from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from hlt_train import checkpoints, devices, optimisers, plugins
-from hlt_train.configuration import Configuration, check, merge, steps_of
+from hlt_train import checkpoints, devices
+from hlt_train.configuration import check, merge
 from hlt_train.data import normalise
 from hlt_train.data.card import Card, load_card
 from hlt_train.data.dataset import Dataset, open_dataset
-from hlt_train.data.stream import Stream
 from hlt_train.errors import UsageError
-from hlt_train.files import check_new, write_text
+from hlt_train.files import check_new
+from hlt_train.preparation import Prepared, TrainingConfig, assemble, check_batch, check_names, describe, files, plain, row_counts, train
 from hlt_train.progress import Progress
-from hlt_train.restore import ModelSpec, build_model, load_run, parameters, write_model
-from hlt_train.run import Run, constraints, read_config
-from hlt_train.strategies import Strategy
-from hlt_train.training import Plan, Task, Trainer
+from hlt_train.restore import Loaded, ModelSpec, build_model, load_run, parameters
+from hlt_train.run import Run, read_config
+from hlt_train.training import Trainer
 from hlt_train.trial import trial
 from hlt_train.types import Batch, Inputs
 from hlt_train.validation import Losses
@@ -41,53 +37,11 @@ VALIDATION_ROWS = 4096  # per worker and call
 TOY, TOY_ROWS, TOY_SEED = "toy_jets", 40_000, 1
 
 
-class FitConfig(Configuration):
-    """Everything that `fit` can be told; the keys of `config.yaml`. A plugin is a mapping of `name` and its options."""
+class FitConfig(TrainingConfig):
+    """Everything that `fit` can be told; the keys of `config.yaml`."""
 
     verb: Literal["fit"] = "fit"
-    card: Card | None = None  # None: the embedded toy jets, written under the run
-    model: dict[str, Any] = Field(default_factory=dict)
-    optimizer: dict[str, Any] = Field(default_factory=dict)
-    schedule: dict[str, Any] = Field(default_factory=dict)
-    strategy: dict[str, Any] = Field(default_factory=dict)
-    learning_rate: PositiveFloat = 0.003
-    batch: PositiveInt = 512
-    length: str = Field("20epochs", alias="for")
-    seed: int = Field(1, ge=0, lt=2**31)
-    devices: PositiveInt | None = None
-    resident: Literal["auto", "always", "never"] = "auto"
-    scan: PositiveInt = 32
-    buffer: PositiveInt = 131_072
-    checkpoint_every: PositiveInt | None = None
-    keep: PositiveInt = 3
-    patience: PositiveInt | None = None
-    log_every: PositiveInt = 100
-    threads: PositiveInt | None = None
     init_from: str | None = None
-
-    @field_validator("optimizer", "schedule", "strategy")
-    @classmethod
-    def _named(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
-        names = {"optimizer": "adam", "schedule": "cosine_decay_schedule", "strategy": "sync"}
-        return merge({"name": names[info.field_name]}, value)
-
-    def stored(self) -> dict[str, Any]:
-        """As `config.yaml` holds it."""
-        return self.model_dump(mode="json", by_alias=True)
-
-
-class Prepared(NamedTuple):
-    """What a training run is made of, before it has a directory."""
-
-    config: FitConfig
-    dataset: Dataset
-    inputs: Inputs
-    spec: ModelSpec
-    task: Task
-    plan: Plan
-    strategy: Strategy
-    schedule: optax.Schedule
-    parent: dict[str, Any] | None
 
 
 def cross_entropy(model: eqx.Module) -> Losses:
@@ -111,9 +65,9 @@ def fit(config: FitConfig, path: Path, *, progress: Progress) -> dict[str, Any]:
     if config.card is None:
         return _fit_toy(config, path, mesh, progress)
     ready = _prepare(config, mesh, progress)  # before the directory: what fails here leaves nothing behind
-    with Run.create(path) as run:
-        _describe(ready, mesh, run)
-        return _train(ready, mesh, run, progress, restore=None)
+    with ready.dataset, Run.create(path) as run:
+        describe(ready, mesh, run)
+        return train(ready, mesh, run, progress, restore=None)
 
 
 def _fit_toy(config: FitConfig, path: Path, mesh: Mesh, progress: Progress) -> dict[str, Any]:
@@ -121,23 +75,12 @@ def _fit_toy(config: FitConfig, path: Path, mesh: Mesh, progress: Progress) -> d
     with Run.create(path) as run:
         try:
             ready = _prepare(config.model_copy(update={"card": _write_toy(run.path / "data", progress)}), mesh, progress)
-            _describe(ready, mesh, run)
+            describe(ready, mesh, run)
         except BaseException:
             run.discard()
             raise
-        return _train(ready, mesh, run, progress, restore=None)
-
-
-def _describe(ready: Prepared, mesh: Mesh, run: Run) -> None:
-    """Everything in the directory that is known before the first step; `config.yaml` last: with it, it is a run."""
-    normalise.save(run.path / "normalisation.json", ready.inputs)
-    write_model(run.path, ready.spec)
-    write_text(run.path / "constraints.txt", constraints())
-    run.write_provenance({"environment": devices.environment(mesh), "data": _plain(ready.dataset.report), "parent": ready.parent})
-    run.write_config(ready.config.stored())
-    for warning in ready.dataset.warnings:
-        run.log(f"warning: {warning}")
-    run.log(f"fit: {ready.plan.steps} steps of {ready.config.batch} rows on {devices.workers(mesh)} device(s)")
+        with ready.dataset:
+            return train(ready, mesh, run, progress, restore=None)
 
 
 def resume(path: Path, *, length: str | None = None, inexact: bool = False, progress: Progress) -> dict[str, Any]:
@@ -151,17 +94,18 @@ def resume(path: Path, *, length: str | None = None, inexact: bool = False, prog
         devices.prepare(config.devices, old["environment"]["nproc"])
         mesh = devices.mesh(config.devices)
         ready = _prepare(config, mesh, progress, inputs=normalise.load(run.path / "normalisation.json"))
-        found = devices.differences(old["environment"], devices.environment(mesh))
-        if _files(_plain(ready.dataset.report)) != _files(old["data"]):
-            found.append("the input files")
-        if found:
-            if not inexact:
+        with ready.dataset:
+            found = devices.differences(old["environment"], devices.environment(mesh))
+            if files(plain(ready.dataset.report)) != _files(old["data"]):
+                found.append("the input files")
+            if found and not inexact:
                 then = f"hlt-train fit --resume {path} --inexact goes on without that promise"
                 raise UsageError(f"not bit for bit: {'; '.join(found)} differ{'s' if len(found) == 1 else ''}", where=str(run.path), then=then)
-            run.log(f"resumed --inexact, not bit for bit: {'; '.join(found)}")
-        run.write_provenance({})
-        run.write_config(ready.config.stored())
-        return _train(ready, mesh, run, progress, restore="extended" if length is not None else "same")
+            if found:
+                run.log(f"resumed --inexact, not bit for bit: {'; '.join(found)}")
+            run.write_provenance({})
+            run.write_config(ready.config.stored())
+            return train(ready, mesh, run, progress, restore="same" if length is None else "extended")
 
 
 def dry_run(config: FitConfig, scratch: Path, *, progress: Progress) -> dict[str, Any]:
@@ -175,85 +119,39 @@ def dry_run(config: FitConfig, scratch: Path, *, progress: Progress) -> dict[str
     with ready.dataset:
         trainer = Trainer(ready.task, ready.plan, ready.strategy, mesh, None, progress, ready.schedule)
         tried = trial(trainer)
-    return {"inputs": groups, "outputs": list(ready.spec.outputs), "rows": _row_counts(ready.dataset), **tried}
+    return {"inputs": groups, "outputs": list(ready.spec.outputs), "rows": row_counts(ready.dataset), **tried}
 
 
 def _prepare(config: FitConfig, mesh: Mesh, progress: Progress, inputs: Inputs | None = None) -> Prepared:
     """Open the data and build the task; `inputs`: those of a resumed run."""
-    workers = devices.workers(mesh)
-    if config.batch % workers:
-        near = [str(b) for b in (config.batch - config.batch % workers, config.batch + workers - config.batch % workers) if b > 0]
-        raise UsageError(f"--batch {config.batch} cannot be shared equally by --devices {workers}", near=near, then="a batch that is a multiple of the devices")
+    check_batch(config, mesh)
     assert config.card is not None
     card = config.card
     parent = None if config.init_from is None or inputs is not None else load_run(Path(config.init_from))
     model = merge({"name": "mlp"} if parent is None else {"name": parent.spec.name, **parent.spec.options}, config.model)
     spec = ModelSpec.of(model, card.labels.classes)
-    _check_names(config)
+    check_names(config)
     progress("opening the files")
     dataset = open_dataset(card, threads=config.threads)
+    try:
+        return _learn(config, dataset, spec, parent, inputs, mesh, progress)
+    except BaseException:
+        dataset.close()
+        raise
+
+
+def _learn(config: FitConfig, dataset: Dataset, spec: ModelSpec, parent: Loaded | None, inputs: Inputs | None, mesh: Mesh, progress: Progress) -> Prepared:
+    """Inputs, network and initial parameters of an opened dataset, and all that is built from them."""
     for warning in dataset.warnings:
         progress(f"warning: {warning}")
     if inputs is None:
-        inputs = normalise.fit_normalisation(dataset) if parent is None else _inherited(parent.inputs, card)
+        inputs = normalise.fit_normalisation(dataset) if parent is None else _inherited(parent.inputs, dataset.card)
     network = build_model(spec, inputs, config.seed)
     params = parameters(network)
     if parent is not None:
         params = checkpoints.to_tree(checkpoints.to_arrays(parameters(parent.model)), params, where=str(parent.path))
-    train = Stream(dataset, "train", inputs, batch=config.batch, workers=workers, seed=config.seed, buffer=config.buffer)
-    whole = VALIDATION_ROWS * workers
-    validation = Stream(dataset, "validation", inputs, batch=whole, workers=workers, seed=config.seed, shuffle=False)
-    steps = steps_of(config.length, rows=train.rows, steps_per_epoch=train.steps_per_epoch)
-    schedule = optimisers.schedule(config.schedule["name"], config.learning_rate, steps, _options(config.schedule))
-    tx = optimisers.optimiser(config.optimizer["name"], schedule, _options(config.optimizer))
-    rule = config.strategy["name"]
-    strategy = plugins.factory("strategies", rule)(tx, **plugins.parse_options("strategies", rule, _options(config.strategy)))
-    task = Task(params, cross_entropy(network), train, validation, float(dataset.mean_weight), config.batch)
-    plan = Plan(
-        steps=steps,
-        seed=config.seed,
-        scan=config.scan,
-        resident=config.resident,
-        checkpoint_every=config.checkpoint_every,
-        keep=config.keep,
-        patience=config.patience,
-        log_every=config.log_every,
-    )
     origin = None if parent is None else {"path": str(parent.path.resolve()), "step": parent.step, "which": parent.which}
-    resolved = config.model_copy(update={"model": {"name": spec.name, **spec.options}, "devices": workers})
-    return Prepared(resolved, dataset, inputs, spec, task, plan, strategy, schedule, origin)
-
-
-def _check_names(config: FitConfig) -> None:
-    """Refuse unknown optimisers, schedules, strategies, options and lengths before any file is read."""
-    schedule = optimisers.schedule(config.schedule["name"], config.learning_rate, 1000, _options(config.schedule))
-    optimisers.optimiser(config.optimizer["name"], schedule, _options(config.optimizer))
-    plugins.parse_options("strategies", config.strategy["name"], _options(config.strategy))
-    steps_of(config.length, rows=1, steps_per_epoch=1)
-
-
-def _train(ready: Prepared, mesh: Mesh, run: Run, progress: Progress, restore: Literal["same", "extended"] | None) -> dict[str, Any]:
-    """Train, then close the data."""
-    with ready.dataset:
-        trainer = Trainer(ready.task, ready.plan, ready.strategy, mesh, run, progress, ready.schedule)
-        return _run(trainer, ready, run, progress, restore)
-
-
-def _run(trainer: Trainer, ready: Prepared, run: Run, progress: Progress, restore: Literal["same", "extended"] | None) -> dict[str, Any]:
-    if restore is not None:
-        trainer.restore(extended=restore == "extended")
-        run.log(f"resumed at step {trainer.tally.step} of {ready.plan.steps}")
-        progress(f"resumed at step {trainer.tally.step} of {ready.plan.steps}")
-    summary = trainer.train()
-    epochs = [line for line in run.metrics() if line["event"] == "epoch"]
-    best = next(line for line in epochs if line["step"] == summary["best"]["step"])
-    size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(ready.task.params))
-    figures = {"parameters": size, "rows": _row_counts(ready.dataset), "resident": trainer.resident}
-    return {"run": str(run.path), "model": ready.spec.name, **figures, **summary, "validation": best["validation"]}
-
-
-def _options(plugin: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in plugin.items() if key != "name"}
+    return assemble(config, dataset, inputs, spec, params, cross_entropy(network), mesh, origin)
 
 
 def _inherited(inputs: Inputs, card: Card) -> Inputs:
@@ -279,17 +177,3 @@ def _write_toy(folder: Path, progress: Progress) -> Card:
     for sample in card.samples.values():
         sample.files = [str(file)]
     return card
-
-
-def _row_counts(dataset: Dataset) -> dict[str, int]:
-    return {split: int(np.sum(counts)) for split, counts in dataset.counts.items()}
-
-
-def _files(report: dict[str, Any]) -> dict[str, Any]:
-    """What makes two readings of a card the same: the files, their UUIDs and entries, the rows of each split."""
-    return {name: (sample["files"], sample["rows"]) for name, sample in report["samples"].items()}
-
-
-def _plain(report: Any) -> Any:
-    """As JSON gives it back, so that a stored report can be compared."""
-    return json.loads(json.dumps(report, default=str))

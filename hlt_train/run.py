@@ -67,7 +67,7 @@ class Run:
             raise UsageError("not a run directory: it has no config.yaml", where=str(path), then="hlt-train fit --run DIR starts a new run")
         return cls(path)
 
-    def __enter__(self) -> Run:
+    def __enter__(self) -> Run:  # noqa: PYI034 - the run-time check of annotations knows no Self here
         return self
 
     def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
