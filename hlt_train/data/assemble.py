@@ -121,24 +121,28 @@ def _group(name: str, group: Group, table: Table, picked: np.ndarray, parents: n
             for k, variable in enumerate(group.vars):
                 x[:, k] = table.per_row(variable, picked, parents, f"input of group '{name}':")
         return x, None
-    contents, shape = [], None
+    contents = []
+    first = next(iter(group.vars))
+    _, offsets, rows = table.lists(first, picked, parents, f"input of group '{name}':")
     for variable in group.vars:
-        content, starts, number = table.lists(variable, picked, parents, f"input of group '{name}':")
-        if shape is None:
-            shape = starts, number
-        elif not np.array_equal(number, shape[1]) or not np.array_equal(starts, shape[0]):
-            first = next(iter(group.vars))
-            row = int(np.argmax(number != shape[1]))
-            raise UsageError(
-                f"group '{name}' mixes lists of different length: '{first}' has {shape[1][row]} elements and '{variable}' has {number[row]} "
-                f"at entry {table.cluster.start + int(parents[row])}",
-                where=table.where,
-                then="put variables of different collections into different groups",
-            )
+        content, own, _ = table.lists(variable, picked, parents, f"input of group '{name}':")
+        if not np.array_equal(own, offsets):
+            raise _differ(name, first, variable, offsets, own, table)
         contents.append(content)
-    assert shape is not None  # a group has at least one variable
-    counts = np.minimum(shape[1], group.length).astype(np.int32)
-    return pad(contents, shape[0], counts, group.length, [v.pad for v in group.vars.values()]), counts
+    starts = offsets[rows]
+    counts = np.minimum(offsets[rows + 1] - starts, group.length).astype(np.int32)
+    return pad(contents, starts, counts, group.length, [v.pad for v in group.vars.values()]), counts
+
+
+def _differ(group: str, first: str, other: str, offsets: np.ndarray, own: np.ndarray, table: Table) -> UsageError:
+    """Two variables of a group have lists of different length."""
+    then = "put variables of different collections into different groups"
+    where = f"{table.where}, group '{group}'"
+    if len(offsets) != len(own):
+        return UsageError(f"'{first}' and '{other}' are not lists of the same objects", where=where, then=then)
+    k = int(np.argmax(np.diff(offsets) != np.diff(own)))
+    numbers = f"list {k} has {offsets[k + 1] - offsets[k]} elements of '{first}' and {own[k + 1] - own[k]} of '{other}'"
+    return UsageError(f"group '{group}' mixes lists of different length: {numbers}", where=where, then=then)
 
 
 def _guard(recipe: Recipe, table: Table, group: Group, x: np.ndarray, parents: np.ndarray, bad: dict[str, int]) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 
@@ -58,7 +59,7 @@ class Dataset:
         rows = self.size("train")
         self.mean_weight: float = float(sums @ self.class_scale) / rows if rows else 0.0
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Dataset:  # noqa: PYI034  the run-time checks of the tests do not know Self here
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -202,22 +203,19 @@ def open_dataset(
     recipe = Recipe(card, labelled=labelled)
     paths = sample_files(card, files)
     codes = split_codes(card, split_files, paths)
-    trees = Trees()
-    try:
+    with contextlib.ExitStack() as undo:  # nothing is left behind when something is refused
+        trees = Trees()
+        undo.callback(trees.close)
         sources, clusters = _survey(recipe, trees, paths, cluster_entries)
-    except BaseException:
-        trees.close()
-        raise
-    temporary = tempfile.TemporaryDirectory(prefix="hlt-train-", dir=scratch)
-    decoder = Decoder(recipe, trees, sources, clusters, threads)
-    try:
+        temporary = tempfile.TemporaryDirectory(prefix="hlt-train-", dir=scratch)
+        undo.callback(temporary.cleanup)
+        decoder = Decoder(recipe, trees, sources, clusters, threads)
+        undo.callback(decoder.close)
         index = Index(decoder, Path(temporary.name), codes)
+        undo.callback(index.close)
         dataset = Dataset(recipe, decoder, index, temporary)
         _check(dataset, index, training=training and labelled)
-    except BaseException:
-        decoder.close()
-        temporary.cleanup()
-        raise
+        undo.pop_all()
     return dataset
 
 

@@ -15,12 +15,12 @@ CONSTANTS: dict[str, float] = {"pi": float(np.pi), "nan": float("nan"), "inf": f
 
 
 class Function(NamedTuple):
-    """A function of the language: how to call it, how many positional arguments it takes, which options of which type, and whether it works element by element."""
+    """A function of the language: its call, numbers of positional arguments, options with their types, and whether it works element by element."""
 
     call: Callable[..., Any]
     least: int
     most: int
-    options: Mapping[str, type[int] | type[float]] = MappingProxyType({})
+    options: Mapping[str, type[int | float]] = MappingProxyType({})
     elementwise: bool = True
 
 
@@ -87,7 +87,7 @@ _UNARY = (
     "log2", "rint", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh",
 )  # fmt: skip
 
-_BOTH: dict[str, type[int] | type[float]] = {"axis": int, "default": float}
+_BOTH: dict[str, type[int | float]] = {"axis": int, "default": float}
 
 FUNCTIONS: dict[str, Function] = {
     **{name: Function(getattr(np, name), 1, 1) for name in _UNARY},

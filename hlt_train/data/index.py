@@ -57,8 +57,8 @@ class Index:
                 self._count(number, table, codes)
                 stream.write(codes.tobytes())
                 self.offsets[number + 1] = self.offsets[number] + len(codes)
-        self._file = self._path.open("rb")
         self._find_duplicates()
+        self._file = self._path.open("rb")
 
     def codes(self, number: int) -> np.ndarray:
         """uint8 `[candidates]` of one cluster: index into SPLITS, or UNUSED, or NOT_SELECTED. Thread-safe."""

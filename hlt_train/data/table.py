@@ -103,18 +103,15 @@ class Table(Mapping[str, Any]):
         return values
 
     def lists(self, name: str, picked: np.ndarray, parents: np.ndarray, role: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Constituents of each row: the flat content, and start and number of elements of each row."""
+        """Constituents: the flat content, the boundaries of its lists, and which list each row takes."""
         column, per_object = self._column(name, role)
         if per_object and column.depth == 2:
-            offsets, rows = column.offsets[1], picked
-        elif not per_object and column.depth == 1:
-            offsets, rows = column.offsets[0], parents
-        else:
-            kind = "one value per object" if per_object else ("one value per entry" if column.depth == 0 else "a list of lists per entry")
-            then = "a group with 'length' needs lists; put scalars into a group without 'length'"
-            raise UsageError(f"{role} '{name}' is {kind}, not a list of constituents", where=self.where, then=then)
-        starts = offsets[rows]
-        return column.content, starts, offsets[rows + 1] - starts
+            return column.content, column.offsets[1], picked
+        if not per_object and column.depth == 1:
+            return column.content, column.offsets[0], parents
+        kind = "one value per object" if per_object else "one value per entry" if column.depth == 0 else "a list of lists per entry"
+        then = "a group with 'length' needs lists; put scalars into a group without 'length'"
+        raise UsageError(f"{role} '{name}' is {kind}, not a list of constituents", where=self.where, then=then)
 
     def _column(self, what: str | Expression, role: str) -> tuple[Ragged, bool]:
         """A column, and whether its outermost lists are the objects of the collection."""
