@@ -22,7 +22,7 @@ from hlt_train.data.card import Card, load_card
 from hlt_train.data.dataset import Dataset, open_dataset
 from hlt_train.errors import UsageError
 from hlt_train.files import check_new
-from hlt_train.preparation import Prepared, TrainingConfig, assemble, check_batch, check_names, describe, files, plain, row_counts, train
+from hlt_train.preparation import Prepared, TrainingConfig, assemble, check_batch, check_names, check_same, describe, row_counts, train
 from hlt_train.progress import Progress
 from hlt_train.restore import Loaded, ModelSpec, build_model, load_run, parameters
 from hlt_train.run import Run, read_config
@@ -33,7 +33,6 @@ from hlt_train.validation import Losses
 
 __all__ = ["FitConfig", "cross_entropy", "dry_run", "fit", "resume"]
 
-VALIDATION_ROWS = 4096  # per worker and call
 TOY, TOY_ROWS, TOY_SEED = "toy_jets", 40_000, 1
 
 
@@ -95,15 +94,7 @@ def resume(path: Path, *, length: str | None = None, inexact: bool = False, prog
         mesh = devices.mesh(config.devices)
         ready = _prepare(config, mesh, progress, inputs=normalise.load(run.path / "normalisation.json"))
         with ready.dataset:
-            found = devices.differences(old["environment"], devices.environment(mesh))
-            if files(plain(ready.dataset.report)) != _files(old["data"]):
-                found.append("the input files")
-            if found and not inexact:
-                then = f"hlt-train fit --resume {path} --inexact goes on without that promise"
-                raise UsageError(f"not bit for bit: {'; '.join(found)} differ{'s' if len(found) == 1 else ''}", where=str(run.path), then=then)
-            if found:
-                run.log(f"resumed --inexact, not bit for bit: {'; '.join(found)}")
-            run.write_provenance({})
+            check_same(ready, mesh, run, inexact=inexact)
             run.write_config(ready.config.stored())
             return train(ready, mesh, run, progress, restore="same" if length is None else "extended")
 

@@ -1,0 +1,207 @@
+"""What `fit` and `distil` share: the configuration of a training run, its parts made ready, its directory, the loop run to its end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
+
+from hlt_train import devices, optimisers, plugins
+from hlt_train.configuration import Configuration, merge, steps_of
+from hlt_train.data import normalise
+from hlt_train.data.card import Card
+from hlt_train.data.dataset import Dataset
+from hlt_train.data.stream import Stream
+from hlt_train.errors import UsageError
+from hlt_train.files import write_text
+from hlt_train.progress import Progress
+from hlt_train.restore import ModelSpec, write_model
+from hlt_train.run import Run, constraints
+from hlt_train.strategies import Strategy
+from hlt_train.training import Plan, Task, Trainer
+from hlt_train.types import Inputs
+from hlt_train.validation import Losses
+
+__all__ = ["Prepared", "TrainingConfig", "assemble", "check_batch", "check_names", "check_same", "describe", "files", "options", "plain", "row_counts", "train"]
+
+VALIDATION_ROWS = 4096  # per worker and call
+
+
+class TrainingConfig(Configuration):
+    """What every training run can be told; the keys of `config.yaml`. A plugin is a mapping of `name` and its options."""
+
+    verb: str
+    card: Card | None = None  # None: the embedded toy jets, written under the run
+    model: dict[str, Any] = Field(default_factory=dict)
+    optimizer: dict[str, Any] = Field(default_factory=dict)
+    schedule: dict[str, Any] = Field(default_factory=dict)
+    strategy: dict[str, Any] = Field(default_factory=dict)
+    learning_rate: PositiveFloat = 0.003
+    batch: PositiveInt = 512
+    length: str = Field("20epochs", alias="for")
+    seed: int = Field(1, ge=0, lt=2**31)
+    devices: PositiveInt | None = None
+    resident: Literal["auto", "always", "never"] = "auto"
+    scan: PositiveInt = 32
+    buffer: PositiveInt = 131_072
+    checkpoint_every: PositiveInt | None = None
+    keep: PositiveInt = 3
+    patience: PositiveInt | None = None
+    log_every: PositiveInt = 100
+    threads: PositiveInt | None = None
+
+    @field_validator("optimizer", "schedule", "strategy")
+    @classmethod
+    def _named(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
+        names = {"optimizer": "adam", "schedule": "cosine_decay_schedule", "strategy": "sync"}
+        return merge({"name": names[info.field_name]}, value)
+
+    def stored(self) -> dict[str, Any]:
+        """As `config.yaml` holds it."""
+        return self.model_dump(mode="json", by_alias=True)
+
+
+class Prepared(NamedTuple):
+    """What a training run is made of, before it has a directory."""
+
+    config: TrainingConfig
+    dataset: Dataset
+    inputs: Inputs
+    spec: ModelSpec
+    task: Task
+    plan: Plan
+    strategy: Strategy
+    schedule: optax.Schedule
+    parent: dict[str, Any] | None
+
+
+def check_batch(config: TrainingConfig, mesh: Mesh) -> None:
+    """Refuse a batch that the devices cannot share equally."""
+    workers = devices.workers(mesh)
+    if config.batch % workers:
+        near = [str(b) for b in (config.batch - config.batch % workers, config.batch + workers - config.batch % workers) if b > 0]
+        raise UsageError(f"--batch {config.batch} cannot be shared equally by --devices {workers}", near=near, then="a batch that is a multiple of the devices")
+
+
+def check_names(config: TrainingConfig) -> None:
+    """Refuse unknown optimisers, schedules, strategies, options and lengths before any file is read."""
+    schedule = optimisers.schedule(config.schedule["name"], config.learning_rate, 1000, options(config.schedule))
+    optimisers.optimiser(config.optimizer["name"], schedule, options(config.optimizer))
+    plugins.parse_options("strategies", config.strategy["name"], options(config.strategy))
+    steps_of(config.length, rows=1, steps_per_epoch=1)
+
+
+def assemble(
+    config: TrainingConfig,
+    dataset: Dataset,
+    inputs: Inputs,
+    spec: ModelSpec,
+    params: Any,
+    losses: Losses,
+    mesh: Mesh,
+    parent: dict[str, Any] | None,
+    extra: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> Prepared:
+    """Streams, schedule, optimiser, strategy and plan.
+
+    Args:
+        config: the configuration; the model and the number of devices are filled in.
+        dataset: of the card.
+        inputs: the normalisation.
+        spec: of the network.
+        params: initial parameters.
+        losses: what is learnt.
+        mesh: the devices.
+        parent: where the initial parameters come from, for the provenance.
+        extra: split -> name -> array aligned by row number, for instance a teacher's logits.
+    """
+    extra, workers = extra or {}, devices.workers(mesh)
+    train = Stream(dataset, "train", inputs, batch=config.batch, workers=workers, seed=config.seed, buffer=config.buffer, extra=extra.get("train"))
+    whole = VALIDATION_ROWS * workers
+    validation = Stream(dataset, "validation", inputs, batch=whole, workers=workers, seed=config.seed, shuffle=False, extra=extra.get("validation"))
+    steps = steps_of(config.length, rows=train.rows, steps_per_epoch=train.steps_per_epoch)
+    schedule = optimisers.schedule(config.schedule["name"], config.learning_rate, steps, options(config.schedule))
+    tx = optimisers.optimiser(config.optimizer["name"], schedule, options(config.optimizer))
+    rule = config.strategy["name"]
+    strategy = plugins.factory("strategies", rule)(tx, **plugins.parse_options("strategies", rule, options(config.strategy)))
+    task = Task(params, losses, train, validation, float(dataset.mean_weight), config.batch)
+    plan = Plan(
+        steps=steps,
+        seed=config.seed,
+        scan=config.scan,
+        resident=config.resident,
+        checkpoint_every=config.checkpoint_every,
+        keep=config.keep,
+        patience=config.patience,
+        log_every=config.log_every,
+        verb=config.verb,
+    )
+    resolved = config.model_copy(update={"model": {"name": spec.name, **spec.options}, "devices": workers})
+    return Prepared(resolved, dataset, inputs, spec, task, plan, strategy, schedule, parent)
+
+
+def describe(ready: Prepared, mesh: Mesh, run: Run) -> None:
+    """Everything in the directory that is known before the first step; `config.yaml` last: with it, it is a run."""
+    normalise.save(run.path / "normalisation.json", ready.inputs)
+    write_model(run.path, ready.spec)
+    write_text(run.path / "constraints.txt", constraints())
+    run.write_provenance({"environment": devices.environment(mesh), "data": plain(ready.dataset.report), "parent": ready.parent})
+    run.write_config(ready.config.stored())
+    for warning in ready.dataset.warnings:
+        run.log(f"warning: {warning}")
+    run.log(f"{ready.config.verb}: {ready.plan.steps} steps of {ready.config.batch} rows on {devices.workers(mesh)} device(s)")
+
+
+def train(ready: Prepared, mesh: Mesh, run: Run, progress: Progress, restore: Literal["same", "extended"] | None) -> dict[str, Any]:
+    """Train, and sum up."""
+    trainer = Trainer(ready.task, ready.plan, ready.strategy, mesh, run, progress, ready.schedule)
+    if restore is not None:
+        trainer.restore(extended=restore == "extended")
+        run.log(f"resumed at step {trainer.tally.step} of {ready.plan.steps}")
+        progress(f"resumed at step {trainer.tally.step} of {ready.plan.steps}")
+    summary = trainer.train()
+    epochs = [line for line in run.metrics() if line["event"] == "epoch"]
+    best = next(line for line in epochs if line["step"] == summary["best"]["step"])
+    size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(ready.task.params))
+    figures = {"parameters": size, "rows": row_counts(ready.dataset), "resident": trainer.resident}
+    return {"run": str(run.path), "model": ready.spec.name, **figures, **summary, "validation": best["validation"]}
+
+
+def check_same(ready: Prepared, mesh: Mesh, run: Run, *, inexact: bool) -> None:
+    """Before a resume: what the bits depend on is as it was when the run began, or `inexact` says that it need not be."""
+    old = run.provenance()
+    found = devices.differences(old["environment"], devices.environment(mesh))
+    if files(plain(ready.dataset.report)) != files(old["data"]):
+        found.append("the input files")
+    if found and not inexact:
+        then = f"hlt-train {ready.config.verb} --resume {run.path} --inexact goes on without that promise"
+        raise UsageError(f"not bit for bit: {'; '.join(found)} differ{'s' if len(found) == 1 else ''}", where=str(run.path), then=then)
+    if found:
+        run.log(f"resumed --inexact, not bit for bit: {'; '.join(found)}")
+    run.write_provenance({})
+
+
+def options(plugin: dict[str, Any]) -> dict[str, Any]:
+    """A plugin's section of the configuration without its name."""
+    return {key: value for key, value in plugin.items() if key != "name"}
+
+
+def row_counts(dataset: Dataset) -> dict[str, int]:
+    """Rows of each split."""
+    return {split: int(np.sum(counts)) for split, counts in dataset.counts.items()}
+
+
+def files(report: dict[str, Any]) -> dict[str, Any]:
+    """What makes two readings of a card the same: the files, their UUIDs and entries, the rows of each split."""
+    return {name: (sample["files"], sample["rows"]) for name, sample in report["samples"].items()}
+
+
+def plain(report: Any) -> Any:
+    """As JSON gives it back, so that a stored report can be compared."""
+    return json.loads(json.dumps(report, default=str))
