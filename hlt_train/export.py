@@ -19,6 +19,7 @@ from hlt_train.errors import UsageError
 from hlt_train.graph import Graph, evaluate
 from hlt_train.progress import Progress
 from hlt_train.restore import Loaded, load_run
+from hlt_train.scoring import write_working_points
 from hlt_train.types import Features
 
 __all__ = ["DATA_ROWS", "NEAREST", "export", "lower"]
@@ -78,9 +79,10 @@ def lower(loaded: Loaded) -> Graph:
 
 
 def _material(loaded: Loaded, sample_files: Mapping[str, Sequence[str]] | None, seed: int, progress: Progress) -> Material:
-    graph, points = lower(loaded), _points(loaded)
+    graph = lower(loaded)
     progress(f"{loaded.path}: BEST, step {loaded.step}; reading the validation split")
     with open_dataset(loaded.card, sample_files, training=False) as dataset:
+        points = _points(loaded, dataset, progress)
         data, nearest = _rows(graph, dataset, points, seed)
     documents = {
         "features.json": (FORMAT, VERSION, features_document(graph, loaded.inputs, loaded.card)),
@@ -90,11 +92,13 @@ def _material(loaded: Loaded, sample_files: Mapping[str, Sequence[str]] | None, 
     return Material(graph, points, data, nearest, documents, _sources(loaded, graph))
 
 
-def _points(loaded: Loaded) -> dict[str, Any]:
+def _points(loaded: Loaded, dataset: Dataset, progress: Progress) -> dict[str, Any]:
+    """The run's working points; derived now (and written to the run) where there are none, or those of an older BEST."""
     path = loaded.path / "working_points.json"
-    if not path.is_file():
-        return {"points": []}
-    return _content(path, *POINTS)
+    content = _content(path, *POINTS) if path.is_file() else None
+    if content is None or content.get("network") != f"{loaded.which}, step {loaded.step:,}":
+        content = write_working_points(loaded.path, dataset, progress=progress)
+    return content or {"points": []}
 
 
 def _content(path: Path, format: str, version: int) -> dict[str, Any]:
