@@ -13,7 +13,7 @@ import numpy as np
 from hlt_train.errors import UsageError
 from hlt_train.trigger.thresholds import TOLERANCE, at_rate
 
-__all__ = ["Cut", "Variable", "best_variable", "marked", "operand", "optimise", "placeholder", "signed"]
+__all__ = ["Cut", "Variable", "best_variable", "marked", "operand", "optimise", "placeholder", "signed", "with_numbers"]
 
 POINTS = 24  # per threshold and pass
 COMBINATIONS = 20_000
@@ -42,6 +42,11 @@ def marked(cut: str) -> str:
     'ht > threshold__ht'
     """
     return _NAME.sub(lambda match: placeholder(match[1]), cut)
+
+
+def with_numbers(cut: str, thresholds: Mapping[str, float]) -> str:
+    """The cut as a person would write it, thresholds to six digits."""
+    return _NAME.sub(lambda match: f"{thresholds[match[1]]:.6g}", cut)
 
 
 def operand(cut: str, threshold: str) -> str:

@@ -23,7 +23,7 @@ from hlt_train.trigger.rates import per_sample, rate_of
 from hlt_train.trigger.thresholds import at_efficiency, at_rate, distinct_rates, steps
 from hlt_train.trigger.views import Setting, Truth, View, view
 
-__all__ = ["FILE", "FORMAT", "VERSION", "Request", "at_threshold", "decisions", "derive", "read", "threshold_for", "write"]
+__all__ = ["FILE", "FORMAT", "VERSION", "Request", "at_threshold", "decisions", "derive", "physical", "read", "threshold_for", "write"]
 
 FORMAT, VERSION, FILE = "hlt-train/working-points", 1, "working_points.json"
 FEW_BACKGROUND = 10
@@ -74,7 +74,8 @@ def at_threshold(passed: np.ndarray, seen: View, setting: Setting, *, seed: int 
     return found
 
 
-def _physical(threshold: np.generic, exponent: int | None) -> float:
+def physical(threshold: np.generic, exponent: int | None) -> float:
+    """A threshold in units of the discriminant: integer * 2**-exponent, or the float itself."""
     value = float(threshold) * 2.0 ** -(exponent or 0)
     return float(np.nan_to_num(value))  # JSON has no infinities
 
@@ -108,7 +109,7 @@ def derive(
         flags += [f"{row['sample']}: {flag}" for row in result.get("samples", []) for flag in row["flags"]]
         integer = int(threshold) if seen.score.dtype.kind in "iu" else None
         head = {"name": name, "request": request.text, "kind": request.kind, "value": request.value, "unit": seen.unit}
-        points.append({**head, "integer_threshold": integer, "threshold": _physical(threshold, exponent), **result, "background_events": above, "flags": flags})
+        points.append({**head, "integer_threshold": integer, "threshold": physical(threshold, exponent), **result, "background_events": above, "flags": flags})
     tested = view(setting, *test, events=setting.has_rates)
     return {
         "classes": list(setting.classes),
@@ -135,7 +136,7 @@ def table(seen: View, exponent: int | None) -> dict[str, Any]:
         total = float(kept.rate[-1])
         for k in chosen:
             value = curve.value[k]
-            row: dict[str, Any] = {"integer_threshold": int(value) if seen.score.dtype.kind in "iu" else None, "threshold": _physical(value, exponent)}
+            row: dict[str, Any] = {"integer_threshold": int(value) if seen.score.dtype.kind in "iu" else None, "threshold": physical(value, exponent)}
             rows.append({**row, "rate": float(curve.rate[k]), "efficiency": float(kept.rate[k]) / total if total > 0 else None})
     unit = "Hz" if seen.hertz is not None else "mistag"
     low, high = (rows[0]["rate"], rows[-1]["rate"]) if rows else (0.0, 0.0)
