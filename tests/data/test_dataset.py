@@ -354,9 +354,9 @@ def test_padding_and_constituents_beyond_the_length_are_not_inspected(tmp_path: 
 
 
 def test_derived_variables_are_named_with_their_expression(path: Path) -> None:
-    with open_dataset(card(path, new_variables={"logx": "log(x - 10)"}, inputs={"e": ["logx"]})) as dataset:
-        with pytest.raises(RunFailed, match=r"'logx' \(log\(x - 10\)\) has \d+ values"):
-            everything(dataset, "train")
+    derived = card(path, new_variables={"logx": "log(x - 10)"}, inputs={"e": ["logx"]})
+    with open_dataset(derived) as dataset, pytest.raises(RunFailed, match=r"'logx' \(log\(x - 10\)\) has \d+ values"):
+        everything(dataset, "train")
 
 
 def test_huge_values_are_taken_for_damage(tmp_path: Path) -> None:
