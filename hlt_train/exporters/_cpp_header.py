@@ -9,6 +9,7 @@ import numpy as np
 
 from hlt_train.exporters._cpp_plain import Plain
 from hlt_train.exporters._cpp_plan import Plan
+from hlt_train.exporters._cpp_sse2 import Sse2
 from hlt_train.exporters._cpp_text import array, comment, int_literal, lines, string_literal
 
 __all__ = ["header", "template"]
@@ -25,7 +26,8 @@ def header(plan: Plan, namespace: str) -> str:
     Its contents sit in an inline namespace called after their hash, and the include guard is too: two networks, or two versions of one, may be linked into
     the same program from different translation units.
     """
-    body = "\n".join([_description(plan), _runtime(plan), _path(plan), _entries(plan)])
+    paths = [Plain(plan), *([Sse2(plan)] if plan.exact else [])]
+    body = "\n".join([_description(plan), _runtime(plan), *(_path(plan, path) for path in paths), _entries(plan, paths)])
     digest = hashlib.sha256(body.encode()).hexdigest()[:16]
     guard = f"HLT_TRAIN_NET_{digest.upper()}"
     return f"""// {namespace}::evaluate: a network in one C++17 header without dependencies, written by hlt-train. Do not edit it.
@@ -42,8 +44,9 @@ def header(plan: Plan, namespace: str) -> str:
 #include <cstring>
 #include <limits>
 #include <type_traits>
+#include <utility>
 #if defined(__x86_64__) || defined(_M_X64)
-#include <xmmintrin.h>
+#include <emmintrin.h>
 #endif
 
 namespace {namespace} {{
@@ -96,23 +99,34 @@ def _description(plan: Plan) -> str:
 
 
 def _runtime(plan: Plan) -> str:
-    text = template("net_runtime.hpp") + ("" if plan.exact else "\n" + template("net_float.hpp"))
+    text = template("net_runtime.hpp") + "\n"
+    if plan.exact:
+        text += _guarded(Sse2.guard, template("net_sse2.hpp"))
+    else:
+        text += template("net_float.hpp")
     return f"namespace detail {{\n\n{text}\n}}  // namespace detail\n"
 
 
-def _path(plan: Plan) -> str:
-    """The plain path. Paths for instruction sets are further namespaces of this form, chosen at run time in `_entries`."""
-    plain = Plain(plan)
-    statements = list(plain.before)
-    for group, loop in plain.loops.items():
+def _guarded(condition: str, text: str) -> str:
+    return f"#if {condition}\n{text}#endif\n" if condition else text
+
+
+def _path(plan: Plan, path: Plain) -> str:
+    """One path: its constants, `evaluate`, and the same by position."""
+    statements = list(path.before)
+    for group, loop in path.loops.items():
         node = next(i for i in plan.inputs if i.group == group)
         count = plan.counts[group]
         statements.append(f"{count} = limit({count}, {node.length});")
         statements += [f"for (int j = 0; j < {count}; ++j) {{", *("  " + line for line in loop), "}"]
-    statements += plain.after
+    statements += path.after
     body = lines("\n".join(statements), 2)
-    constants = "\n".join(plain.constants)
-    return f"""namespace plain {{
+    constants = "\n".join(path.constants)
+    by_position = []
+    for k, node in enumerate(plan.inputs):
+        by_position += [f"x[{k}]"] if node.length is None else [f"x[{k}]", f"count[{k}]"]
+    unused = "" if plan.counts else "  static_cast<void>(count);\n"
+    text = f"""namespace {path.name} {{
 
 using namespace detail;
 
@@ -122,28 +136,43 @@ inline void evaluate({", ".join(_arguments(plan))}, Logit* logits) noexcept {{
 {body}
 }}
 
-}}  // namespace plain
+inline void evaluate_groups(const float* const* x, const std::int32_t* count, Logit* logits) noexcept {{
+{unused}  evaluate({", ".join(by_position)}, logits);
+}}
+
+}}  // namespace {path.name}
 """
+    return _guarded(path.guard, text)
 
 
-def _entries(plan: Plan) -> str:
+def _entries(plan: Plan, paths: list[Plain]) -> str:
+    """What is called: the last path that exists. A path for more than the architecture's baseline will be chosen here at run time."""
     names = _arguments(plan, types=False)
-    by_position = []
-    for k, node in enumerate(plan.inputs):
-        by_position += [f"x[{k}]"] if node.length is None else [f"x[{k}]", f"count[{k}]"]
-    unused = "" if plan.counts else "  static_cast<void>(count);\n"
+    table = "".join(_guarded(path.guard, f'    {{"{path.name}", {path.name}::evaluate_groups}},\n') for path in paths)
+    best = paths[-1]
+    choice = f"  {best.name}::evaluate({', '.join(names)}, logits);\n"
+    if best.guard:
+        choice = f"#if {best.guard}\n{choice}#else\n  plain::evaluate({', '.join(names)}, logits);\n#endif\n"
     return f"""// The logits of one event.
 inline void evaluate({", ".join(_arguments(plan))}, Logit* logits) noexcept {{
-  plain::evaluate({", ".join(names)}, logits);
-}}
+{choice}}}
 
 inline void evaluate(const Input& input, Logit* logits) noexcept {{
   evaluate({", ".join("input." + name for name in names)}, logits);
 }}
 
-// The same by position in `groups`; count[g] is read for groups of constituents only.
+// The paths that this architecture has, all of the same results; `evaluate` takes the last. By position in `groups`: count[g] is read for groups of
+// constituents only.
+struct Path {{
+  const char* name;
+  void (*evaluate)(const float* const* x, const std::int32_t* count, Logit* logits) noexcept;
+}};
+inline constexpr Path paths[] = {{
+{table}}};
+inline constexpr int n_paths = static_cast<int>(sizeof paths / sizeof paths[0]);
+
 inline void evaluate_groups(const float* const* x, const std::int32_t* count, Logit* logits) noexcept {{
-{unused}  evaluate({", ".join(by_position)}, logits);
+  paths[n_paths - 1].evaluate(x, count, logits);
 }}
 
 {_score(plan.score)}"""

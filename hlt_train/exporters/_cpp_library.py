@@ -37,6 +37,7 @@ class Library:
         groups: (name, variables, length) in the order of the C interface; length None for scalars.
         outputs: names of the outputs.
         dtype: of an output as the library writes it.
+        paths: names of the code paths that this architecture has; the last is the default.
     """
 
     def __init__(self, path: Path, namespace: str = "net") -> None:
@@ -48,13 +49,15 @@ class Library:
         lengths = [int(self._function("group_length")(g)) or None for g in counts]
         self.groups = tuple(zip(names, [int(self._function("group_variables")(g)) for g in counts], lengths, strict=True))
         self.outputs = tuple(self._function("output_name", **text)(o).decode() for o in range(self._function("n_outputs")()))
+        self.paths = tuple(self._function("path_name", **text)(p).decode() for p in range(self._function("n_paths")()))
         self.dtype = np.dtype({0: np.float32, 4: np.int32, 8: np.int64}[int(self._function("logit_bytes")())])
 
-    def evaluate(self, x: Features) -> np.ndarray:
-        """Outputs `[n, n_outputs]` of raw float32 features: int64, or float32 for a float network."""
+    def evaluate(self, x: Features, path: str = "") -> np.ndarray:
+        """Outputs `[n, n_outputs]` of raw float32 features: int64, or float32 for a float network; `path` "" is the default one."""
         call, n, keep = self._arguments(x)
         out = np.empty((n, len(self.outputs)), self.dtype)
-        self._function("evaluate", restype=None)(*call, ctypes.c_int64(n), out.ctypes.data_as(ctypes.c_void_p))
+        chosen = ctypes.c_int32(self.paths.index(path or self.paths[-1]))
+        self._function("evaluate_path", restype=None)(chosen, *call, ctypes.c_int64(n), out.ctypes.data_as(ctypes.c_void_p))
         del keep
         return out if self.dtype == np.float32 else out.astype(np.int64)
 

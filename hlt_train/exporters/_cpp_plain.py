@@ -24,10 +24,15 @@ class Plain:
     """Writes the plain path of one graph.
 
     Attributes:
+        name: of the path: its namespace.
+        guard: preprocessor condition on the architecture (never on -march) under which it exists; "" for everywhere.
         constants: C++ definitions of weights and tables, in the order of the nodes.
         loops: group -> statements of its loop over constituents.
-        body: statements outside of the loops, before them (declarations of pools) and after.
+        before, after: statements before the loops (declarations of pools) and after them.
     """
+
+    name = "plain"
+    guard = ""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -84,7 +89,7 @@ class Plain:
         narrow = source.type == "std::int16_t" and value.type == "std::int32_t" and lo >= -(2**15) and hi < 2**15
         # The dot product of two int16 vectors into int32 is one instruction on every SIMD machine, hence no narrower weights beside int16 inputs.
         kind = int_type(lo, hi, least=16 if narrow else 8)
-        weights = np.zeros((value.n, _padded(source)), np.int64)
+        weights = np.zeros((value.n, self.padded(source)), np.int64)
         weights[:, : source.n] = node.w.T
         self.constants.append(array(kind, f"{value.word}_w_", weights.shape, [int_literal(w) for w in weights.ravel().tolist()]))
         self.constants.append(array(value.type, f"{value.word}_b_", (value.n,), [int_literal(b) for b in node.b.tolist()]))
@@ -179,7 +184,7 @@ class Plain:
         magnitude = max(max(abs(int(lo)), abs(int(hi))) * int(m) for lo, hi, m in zip(source.lo, source.hi, left, strict=True))
         if magnitude >= _LARGEST:
             raise self.refusal(value.node, "it needs more than 61 bits")
-        lo, hi = (shift_round(bound * left, right, quant.round) for bound in (source.lo, source.hi))
+        lo, hi = self._shifted(quant, source, value)
         narrow = magnitude + 2 ** max(int(right.max()) - 1, 0) < 2**31 and int(right.max()) <= 30 and _fits32(quant, value.n)
         kind = "std::int32_t" if narrow else "std::int64_t"
         item = f"{source.word}[i]" if source.type == kind else f"static_cast<{kind}>({source.word}[i])"
@@ -189,6 +194,18 @@ class Plain:
             shifted = f"shift_{quant.round}<{kind}>({scaled}, {by})"
             scaled = shifted if right.all() else f"({by} > 0 ? {shifted} : {scaled})"
         return _each(value.n, f"{value.word}[i] = static_cast<{value.type}>({self._overflow(value, quant, scaled, kind, lo, hi)});")
+
+    @staticmethod
+    def _shifted(quant: Quant, source: Value, value: Value) -> tuple[np.ndarray, np.ndarray]:
+        """Bounds after shift and rounding, before overflow."""
+        shift = source.f - value.f
+        lo, hi = (shift_round(bound, np.minimum(shift, 62), quant.round) for bound in (source.lo, source.hi))
+        return lo, hi
+
+    def _inside(self, value: Value, quant: Quant, source: Value) -> bool:
+        """Whether the overflow rule has nothing to do."""
+        (lo, hi), (least, most) = self._shifted(quant, source, value), limits(quant, value.n)
+        return bool((lo >= least).all() and (hi <= most).all())
 
     def _overflow(self, value: Value, quant: Quant, expression: str, kind: str, lo: np.ndarray, hi: np.ndarray) -> str:
         """`expression`, proved to lie in [lo, hi], brought into the format; nothing is emitted where it cannot leave it."""
@@ -223,18 +240,18 @@ class Plain:
         pointer = self.plan.pointers[node.group]
         return pointer if node.length is None else f"{pointer} + j * {len(node.variables)}"
 
+    def padded(self, value: Value) -> int:
+        """Elements of its array: rows of int16 weights, and so their inputs, are filled up with zeros."""
+        return -(-value.n // _STEP) * _STEP if value.type == "std::int16_t" else value.n
+
     def _declare(self, value: Value, *, zero: bool = False) -> str:
-        size = _padded(value)
+        size = self.padded(value)
         return f"alignas(64) {value.type} {value.word}[{size}]{' = {}' if zero or size != value.n else ''};"
 
     @staticmethod
     def refusal(node: Node, why: str) -> UsageError:
         """What the cpp exporter cannot represent, by the node's name."""
         return UsageError(f"the C++ header cannot hold node '{node.name}': {why}", where=f"graph, node {node.name}", then="choose narrower formats")
-
-
-def _padded(value: Value) -> int:
-    return -(-value.n // _STEP) * _STEP if value.type == "std::int16_t" else value.n
 
 
 def _times(factor: str) -> str:

@@ -19,9 +19,10 @@ __all__ = ["Plan", "Value"]
 _SCALE = 2.0**100  # of scale * 2**f: up to it, flushing subnormals to zero (which -ffast-math turns on for the whole process) moves no rounded input
 _RESERVED = frozenset(  # what the header declares or uses
     """
-    Group Input Logit WorkingPoint affine clamp count detail divide_floor divide_half_even divide_half_up evaluate evaluate_groups exact exponents gelu groups
-    has_score i input is_nan j limit link load_bits logits n_groups n_outputs nearest normalise opaque outputs passes plain quantise relu score shift_floor
-    shift_half_even shift_half_up silu standardise std tanh working_points wrap x
+    affine affine_madd clamp count detail divide_floor divide_half_even divide_half_up evaluate evaluate_groups exact exponents gelu Group groups has_score
+    i input Input is_nan j limit link load4 load_bits Logit logits madd_block n_groups n_outputs n_paths nearest normalise opaque outputs passes Path paths
+    plain quantise relu requantise_sat Round score shift4 shift_floor shift_half_even shift_half_up silu sse2 standardise std tanh working_points
+    WorkingPoint wrap x
     """.split()  # noqa: SIM905
 )
 
@@ -39,6 +40,7 @@ class Value:
         group: the constituent loop that computes it, None outside of loops.
         type: element type of the array.
         length: constituents, None for scalars.
+        madd: proved to fit int16 products summed in int32, in every order.
     """
 
     node: Node
@@ -50,6 +52,7 @@ class Value:
     group: str | None
     type: str
     length: int | None = None
+    madd: bool = False
 
     @property
     def exact(self) -> bool:
@@ -84,16 +87,17 @@ class Plan:
             if isinstance(node, Input):
                 self._check_scale(node)
             zeros = np.zeros(form.n, np.int64)
-            lo, hi, kind = zeros, zeros, "float"
+            lo, hi, kind, madd = zeros, zeros, "float", False
             if form.exact:
                 proof = proofs[node.name]
                 lo, hi = (np.broadcast_to(np.asarray(bound, np.int64), form.n) for bound in (proof.lo, proof.hi))
+                madd = proof.madd_i16
                 if isinstance(node, Affine):
                     kind = "std::int32_t" if proof.i32 else "std::int64_t"
                 else:
                     kind = int_type(int(lo.min()), int(hi.max()), least=16)
             f = zeros if form.f is None else form.f
-            self.values.append(Value(node, words[node.name], form.n, f, lo, hi, form.group, kind, form.length))
+            self.values.append(Value(node, words[node.name], form.n, f, lo, hi, form.group, kind, form.length, madd))
         self._by_name = {value.node.name: value for value in self.values}
 
     def __getitem__(self, name: str) -> Value:

@@ -20,6 +20,7 @@ __all__ = ["cpp"]
 _TEMPLATES = {"net_c.cpp": "net_c.cpp", "timing.hpp": "timing.hpp", "main.cpp": "main.cpp", "selftest.py": "selftest_cpp.py"}
 _ARTEFACTS = ("net.hpp", "working_points.hpp", *_TEMPLATES)
 _NAMESPACE = "net"
+_TIMED = 1000  # distinct events
 
 
 def cpp(*, compiler: str = "") -> Exporter:
@@ -36,7 +37,7 @@ def cpp(*, compiler: str = "") -> Exporter:
             files.write_text(directory / name, template(source))
         complete(directory)
         words = find_compiler(compiler)
-        return {"target": "cpp", "bit_exact": plan.exact, "starts_at": "float", "compiler": version(words), "isa": ["plain"]}
+        return {"target": "cpp", "bit_exact": plan.exact, "starts_at": "float", "compiler": version(words)}
 
     def complete(directory: Path) -> None:
         path = directory / "working_points.json"
@@ -48,7 +49,8 @@ def cpp(*, compiler: str = "") -> Exporter:
 
     def latency(directory: Path, x: Features) -> dict[str, Any]:
         words = find_compiler(compiler)
-        times = build(directory, words).time(x)
+        library = build(directory, words)
+        times = library.time(Features({k: v[:_TIMED] for k, v in x.groups.items()}, {k: v[:_TIMED] for k, v in x.counts.items()}))
         return {
             "median_ns": times["chain_median"],
             "p99_ns": times["chain_p99"],
@@ -59,7 +61,8 @@ def cpp(*, compiler: str = "") -> Exporter:
             "method": "mean of a block of dependent calls; median and 99th percentile over blocks",
             "compiler": version(words),
             "flags": "-std=c++17 -O2",
-            "isa": "plain",
+            "isa": library.paths[-1],
+            "paths": list(library.paths),
         }
 
     return Exporter(write, load, latency, _ARTEFACTS, complete)

@@ -108,14 +108,14 @@ Golden load() {
   return golden;
 }
 
-void evaluate(const Golden& golden, std::size_t k, net::Logit* logits) {
+void evaluate(const net::Path& path, const Golden& golden, std::size_t k, net::Logit* logits) {
   const float* x[net::n_groups];
   std::int32_t count[net::n_groups];
   for (std::size_t g = 0; g < static_cast<std::size_t>(net::n_groups); ++g) {
     x[g] = golden.x[g].data() + k * (golden.x[g].size() / static_cast<std::size_t>(golden.n));
     count[g] = golden.count[g].empty() ? 0 : golden.count[g][k];
   }
-  net::evaluate_groups(x, count, logits);
+  path.evaluate(x, count, logits);
 }
 
 bool differs(net::Logit found, Expected expected, double allowed, double& deviation) {
@@ -131,33 +131,54 @@ bool differs(net::Logit found, Expected expected, double allowed, double& deviat
   }
 }
 
-std::int64_t check(const Golden& golden) {
-  std::int64_t wrong_logits = 0, wrong_scores = 0, wrong_decisions = 0;
-  const double allowed = tolerance();
+struct Differences {
+  std::int64_t logits = 0, scores = 0, decisions = 0;
   double deviation = 0.0;
+};
+
+Differences compare(const net::Path& path, const Golden& golden, double allowed) {
+  Differences wrong;
   const std::size_t n = static_cast<std::size_t>(golden.n);
   for (std::size_t k = 0; k < n; ++k) {
     net::Logit logits[net::n_outputs];
-    evaluate(golden, k, logits);
-    for (std::size_t o = 0; o < net::n_outputs; ++o) wrong_logits += differs(logits[o], golden.logits[k * net::n_outputs + o], allowed, deviation) ? 1 : 0;
+    evaluate(path, golden, k, logits);
+    for (std::size_t o = 0; o < net::n_outputs; ++o)
+      wrong.logits += differs(logits[o], golden.logits[k * net::n_outputs + o], allowed, wrong.deviation) ? 1 : 0;
     if constexpr (net::has_score) {
       const std::int64_t score = net::score(logits);
-      wrong_scores += score != golden.score[k] ? 1 : 0;
+      wrong.scores += score != golden.score[k] ? 1 : 0;
       for (std::size_t p = 0; p < static_cast<std::size_t>(net::n_working_points); ++p)
-        wrong_decisions += net::passes(net::working_points[p], score) != (golden.decisions[p * n + k] != 0) ? 1 : 0;
+        wrong.decisions += net::passes(net::working_points[p], score) != (golden.decisions[p * n + k] != 0) ? 1 : 0;
     }
   }
+  return wrong;
+}
+
+// Every path of the header on every vector; prints what differs and returns how much.
+std::int64_t check(const Golden& golden) {
+  const double allowed = tolerance();
+  Differences all;
+  std::string names;
+  for (const net::Path& path : net::paths) {
+    const Differences wrong = compare(path, golden, allowed);
+    all.logits += wrong.logits;
+    all.scores += wrong.scores;
+    all.decisions += wrong.decisions;
+    if (!(wrong.deviation <= all.deviation)) all.deviation = wrong.deviation;
+    names += (names.empty() ? "" : " ") + std::string(path.name) + (wrong.logits + wrong.scores + wrong.decisions > 0 ? "(differs)" : "");
+  }
+  std::printf("paths                  %s\n", names.c_str());
   std::printf("vectors                %lld\n", static_cast<long long>(golden.n));
-  std::printf("differing logits       %lld\n", static_cast<long long>(wrong_logits));
-  if (net::has_score) std::printf("differing scores       %lld\n", static_cast<long long>(wrong_scores));
-  if (net::has_score) std::printf("differing decisions    %lld\n", static_cast<long long>(wrong_decisions));
-  if (!net::exact) std::printf("largest deviation      %.9g\ntolerance              %.9g\n", deviation, allowed);
+  std::printf("differing logits       %lld\n", static_cast<long long>(all.logits));
+  if (net::has_score) std::printf("differing scores       %lld\n", static_cast<long long>(all.scores));
+  if (net::has_score) std::printf("differing decisions    %lld\n", static_cast<long long>(all.decisions));
+  if (!net::exact) std::printf("largest deviation      %.9g\ntolerance              %.9g\n", all.deviation, allowed);
   for (int p = 0; p < net::n_working_points; ++p) {
     const net::WorkingPoint& point = net::working_points[p];
     if (point.reachable) std::printf("working point %d        threshold %lld (%s)\n", p, static_cast<long long>(point.threshold), point.name);
     if (!point.reachable) std::printf("working point %d        threshold none (%s)\n", p, point.name);
   }
-  return wrong_logits + wrong_scores + wrong_decisions;
+  return all.logits + all.scores + all.decisions;
 }
 
 void time(Golden& golden) {
@@ -166,7 +187,7 @@ void time(Golden& golden) {
     std::vector<float>& first = golden.x[0];
     first[static_cast<std::size_t>(k) * (first.size() / static_cast<std::size_t>(golden.n))] += perturb;
     net::Logit logits[net::n_outputs];
-    evaluate(golden, static_cast<std::size_t>(k), logits);
+    evaluate(net::paths[net::n_paths - 1], golden, static_cast<std::size_t>(k), logits);
     return static_cast<float>(logits[0]);
   };
   const hlt_train_timing::Result r = hlt_train_timing::measure(call, std::min(golden.n, std::int64_t{1000}));

@@ -14,8 +14,11 @@ std::int32_t net_n_outputs() { return net::n_outputs; }
 const char* net_output_name(std::int32_t o) { return net::outputs[o]; }
 std::int32_t net_logit_bytes() { return net::exact ? static_cast<std::int32_t>(sizeof(net::Logit)) : 0; }  // 0: float
 
-// x[g]: [n, variables] or [n, length, variables] of group g; count[g]: [n], read for constituents only; logits: [n, n_outputs].
-void net_evaluate(const float* const* x, const std::int32_t* const* count, std::int64_t n, void* logits) {
+std::int32_t net_n_paths() { return net::n_paths; }
+const char* net_path_name(std::int32_t p) { return net::paths[p].name; }
+
+// By path p. x[g]: [n, variables] or [n, length, variables] of group g; count[g]: [n], read for constituents only; logits: [n, n_outputs].
+void net_evaluate_path(std::int32_t p, const float* const* x, const std::int32_t* const* count, std::int64_t n, void* logits) {
   net::Logit* out = static_cast<net::Logit*>(logits);
   for (std::int64_t k = 0; k < n; ++k) {
     const float* at[net::n_groups];
@@ -25,8 +28,12 @@ void net_evaluate(const float* const* x, const std::int32_t* const* count, std::
       at[g] = x[g] + k * group.variables * (group.length > 0 ? group.length : 1);
       counts[g] = group.length > 0 ? count[g][k] : 0;
     }
-    net::evaluate_groups(at, counts, out + k * net::n_outputs);
+    net::paths[p].evaluate(at, counts, out + k * net::n_outputs);
   }
+}
+
+void net_evaluate(const float* const* x, const std::int32_t* const* count, std::int64_t n, void* logits) {
+  net_evaluate_path(net::n_paths - 1, x, count, n, logits);
 }
 
 // Times single events among the n given; result: the nine numbers of hlt_train_timing::Result.

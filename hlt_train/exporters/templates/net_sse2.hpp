@@ -1,0 +1,51 @@
+inline __m128i load4(const void* p) noexcept { return _mm_load_si128(static_cast<const __m128i*>(p)); }
+
+// 4 sizeof...(K) outputs of w x + b in as many registers. Weights lie as they are read: per pair of inputs, per output, the pair's two weights.
+template <bool Relu, std::size_t I, std::size_t... K>
+inline void madd_block(const std::int16_t* x, const std::int16_t* w, const std::int32_t* b, std::int32_t* y, std::index_sequence<K...>) noexcept {
+  __m128i acc[] = {load4(b + 4 * K)...};
+  const auto pair = [&](__m128i two) {
+    ((acc[K] = _mm_add_epi32(acc[K], _mm_madd_epi16(two, load4(w + 8 * K)))), ...);
+    w += 8 * sizeof...(K);
+  };
+  for (std::size_t i = 0; i < I; i += 8) {
+    const __m128i eight = load4(x + i);
+    pair(_mm_shuffle_epi32(eight, 0x00));
+    pair(_mm_shuffle_epi32(eight, 0x55));
+    pair(_mm_shuffle_epi32(eight, 0xaa));
+    pair(_mm_shuffle_epi32(eight, 0xff));
+  }
+  if constexpr (Relu) ((acc[K] = _mm_andnot_si128(_mm_srai_epi32(acc[K], 31), acc[K])), ...);
+  (_mm_store_si128(reinterpret_cast<__m128i*>(y + 4 * K), acc[K]), ...);
+}
+
+// y = w x + b and ReLU by int16 products: only where the proof has every sum in int32, whatever its order.
+template <bool Relu, std::size_t I, std::size_t O>
+inline void affine_madd(const std::int16_t (&x)[I], const std::int16_t (&w)[I * O], const std::int32_t (&b)[O], std::int32_t (&y)[O]) noexcept {
+  static_assert(I % 8 == 0 && O % 8 == 0, "padded to whole registers");
+  constexpr std::size_t full = O / 32;
+  for (std::size_t k = 0; k < full; ++k) madd_block<Relu, I>(x, w + 32 * k * I, b + 32 * k, y + 32 * k, std::make_index_sequence<8>{});
+  if constexpr (O % 32 != 0) madd_block<Relu, I>(x, w + 32 * full * I, b + 32 * full, y + 32 * full, std::make_index_sequence<(O % 32) / 4>{});
+}
+
+enum class Round { floor, half_up, half_even };
+
+template <Round R, int S>
+inline __m128i shift4(__m128i v) noexcept {
+  if constexpr (R == Round::half_up) v = _mm_add_epi32(v, _mm_set1_epi32(1 << (S - 1)));
+  if constexpr (R == Round::half_even) {
+    const __m128i odd = _mm_and_si128(_mm_srli_epi32(v, S), _mm_set1_epi32(1));
+    v = _mm_add_epi32(_mm_add_epi32(v, _mm_set1_epi32((1 << (S - 1)) - 1)), odd);
+  }
+  return _mm_srai_epi32(v, S);
+}
+
+// Shift, round, saturate to [lo, hi], eight at a time; the pack saturates to int16 first, which changes nothing between limits of int16.
+template <Round R, int S, std::size_t N>
+inline void requantise_sat(const std::int32_t (&x)[N], const std::int16_t (&lo)[N], const std::int16_t (&hi)[N], std::int16_t (&y)[N]) noexcept {
+  for (std::size_t i = 0; i < N; i += 8) {
+    __m128i v = _mm_packs_epi32(shift4<R, S>(load4(x + i)), shift4<R, S>(load4(x + i + 4)));
+    v = _mm_max_epi16(_mm_min_epi16(v, load4(hi + i)), load4(lo + i));
+    _mm_store_si128(reinterpret_cast<__m128i*>(y + i), v);
+  }
+}
