@@ -8,7 +8,6 @@ from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
-import graphs
 import numpy as np
 import pytest
 from hypothesis import given
@@ -37,6 +36,7 @@ from hlt_train.graph import (
 )
 from hlt_train.types import Features, Group
 from hlt_train.vectors import vectors
+from tests import graphs
 
 I64 = np.int64
 

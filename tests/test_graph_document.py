@@ -8,13 +8,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import graphs
 import numpy as np
 import pytest
 
 from hlt_train.errors import UsageError
 from hlt_train.graph import FloatInput, Graph, Input, evaluate
 from hlt_train.graph_document import LARGE, from_document, to_document
+from tests import graphs
 
 ALL = {
     "mlp": lambda: graphs.mlp(1, outputs=3),

@@ -6,7 +6,6 @@ import dataclasses
 from itertools import product
 from typing import Any
 
-import graphs
 import numpy as np
 import pytest
 from hypothesis import given
@@ -18,6 +17,7 @@ from hlt_train.graph import Affine, Fixed, Graph, Input, Output, Pool, Quant, Re
 from hlt_train.proof import prove, summary
 from hlt_train.types import Features, Group
 from hlt_train.vectors import vectors
+from tests import graphs
 
 I64 = np.int64
 MAKERS = {

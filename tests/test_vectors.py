@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import graphs
 import numpy as np
 import pytest
 
@@ -16,6 +15,7 @@ from hlt_train.marking import mark, subset
 from hlt_train.structure import scaled
 from hlt_train.types import Features, Group
 from hlt_train.vectors import grid_of, input_ties, row_bytes, vectors
+from tests import graphs
 
 
 def rows(x: Features) -> int:

@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import graphs
 import numpy as np
 import onnx as library
 import onnxruntime
@@ -24,6 +23,7 @@ from hlt_train.progress import Progress
 from hlt_train.selftest import run_selftest
 from hlt_train.types import Features, Group
 from hlt_train.vectors import vectors
+from tests import graphs
 
 QUIET = Progress(quiet=True)
 

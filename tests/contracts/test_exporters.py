@@ -1,0 +1,170 @@
+"""What every discovered exporter keeps: the artefact computes the golden integers, and an artefact that does not never leaves `export`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hlt_train import plugins
+from hlt_train.certify import Material, export_graph
+from hlt_train.errors import RunFailed
+from hlt_train.exporters import Exporter
+from hlt_train.golden import read_golden
+from hlt_train.graph import Fixed, Graph, Output, Quant, Requant, evaluate, input_node
+from hlt_train.progress import Progress
+from hlt_train.selftest import run_selftest
+from hlt_train.vectors import vectors
+from tests import graphs
+
+EXPORTERS = plugins.names("exporters")
+QUIET = Progress(quiet=True)
+POINTS = {"points": [{"name": "tight", "integer_threshold": 30, "threshold": 0.1}, {"name": "never", "integer_threshold": None, "threshold": 0.0}]}
+
+
+def make(name: str) -> Exporter:
+    exporter = plugins.factory("exporters", name)()
+    assert isinstance(exporter, Exporter)
+    return exporter
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+@pytest.mark.parametrize("kind", ["mlp", "sum", "max", "mean"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_artefact_gives_the_golden_integers(tmp_path: Path, name: str, kind: str, seed: int) -> None:
+    graph = graphs.mlp(seed, outputs=3) if kind == "mlp" else graphs.deepsets(seed, kind=kind)
+    exporter = make(name)
+    facts = exporter.write(graph, tmp_path)
+    assert facts["target"] == name
+    assert facts["bit_exact"]
+    assert facts["starts_at"] == "float"
+    x = vectors(graph, n=3000, seed=seed).x
+    found = exporter.load(tmp_path)(x)
+    assert found.dtype == np.int64
+    assert np.array_equal(found, evaluate(graph, x))
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_a_float_network_keeps_its_deviation(tmp_path: Path, name: str) -> None:
+    graph = graphs.float_mlp(1, activation="relu")
+    exporter = make(name)
+    assert not exporter.write(graph, tmp_path)["bit_exact"]
+    x = vectors(graph, n=500).x
+    found, expected = exporter.load(tmp_path)(x), evaluate(graph, x)
+    assert found.dtype == np.float32
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_a_certified_directory_stands_alone(tmp_path: Path, name: str) -> None:
+    graph = graphs.deepsets(2)
+    exporter = make(name)
+    certificate = export_graph(
+        Material(graph, POINTS, graphs.features(graph, 1000)), {name: exporter}, tmp_path / "out", n_vectors=4000, keep=100, progress=QUIET
+    )[name]
+    directory = tmp_path / "out" / name
+    assert certificate["vectors"]["compared"] == 4000
+    assert certificate["logits"] == {"compared": 8000, "differing": 0}
+    assert certificate["decisions"] == {"compared": 8000, "differing": 0}
+    assert {*exporter.artefacts, "graph.json", "golden.bin", "golden.json", "working_points.json"} == certificate["sha256"].keys()
+    assert {"median_ns", "p99_ns", "cold_p50_ns"} <= certificate["latency"].keys()
+    assert certificate["latency"]["median_ns"] > 0
+    assert run_selftest(directory)["passed"]
+    # One expected integer off by one, hashes made to agree: the artefact itself must say so.
+    head = json.loads((directory / "golden.json").read_text())
+    golden = read_golden(directory)
+    content = bytearray((directory / "golden.bin").read_bytes())
+    start = len(content) - len(golden) * (1 + len(golden.decisions) + 8) - golden.outputs.nbytes
+    assert np.frombuffer(content, "<i8", golden.outputs.size, start).tolist() == golden.outputs.ravel().tolist()
+    content[start] ^= 1
+    (directory / "golden.bin").write_bytes(bytes(content))
+    (directory / "certificate.json").unlink()
+    (directory / "golden.json").write_text(json.dumps(head))
+    assert not run_selftest(directory)["passed"]
+
+
+# ------------------------------------------------------------------------------------------------------- an exporter that is wrong by little
+
+
+def subject() -> Graph:
+    """Every neuron alive, every mode reached, generic centres and scales."""
+    rng = np.random.default_rng(5)
+    nodes = (
+        input_node("in", graphs.group(rng, "event", 4), Fixed(True, 3, 3)),
+        graphs.affine(rng, "dense", "in", 4, 6, relu=False, f=7),
+        Requant("act", ("dense",), Quant(Fixed(True, 2, 3), "half_up", "sat")),
+        graphs.affine(rng, "logits", "act", 6, 2, relu=False),
+        Output("out", ("logits",), ("a", "b"), "none", np.array([1, -1], np.int64)),
+    )
+    return Graph(nodes)
+
+
+def edit(graph: Graph, name: str, change: Callable[[Any], dict[str, Any]]) -> Graph:
+    return Graph(tuple(dataclasses.replace(node, **change(node)) if node.name == name else node for node in graph.nodes))
+
+
+def nudged(array: np.ndarray, index: tuple[int, ...]) -> np.ndarray:
+    array = array.copy()
+    array[index] += 1
+    return array
+
+
+def fraction(array: np.ndarray) -> np.ndarray:
+    """The next float32 after each number."""
+    return np.nextafter(array, np.float32(np.inf))
+
+
+MISTAKES: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
+    "weight": ("dense", lambda node: {"w": nudged(node.w, (1, 2))}),
+    "shift": ("act", lambda node: {"quant": Quant(Fixed(True, 1, 4), "half_up", "sat")}),
+    "rounding": ("act", lambda node: {"quant": dataclasses.replace(node.quant, round="half_even")}),
+    "overflow": ("act", lambda node: {"quant": dataclasses.replace(node.quant, over="sat_sym")}),
+    "input limit": ("in", lambda node: {"hi": node.hi - np.eye(4, dtype=np.int64)[2]}),
+    "centre": ("in", lambda node: {"centre": fraction(node.centre)}),
+    "scale": ("in", lambda node: {"scale": fraction(node.scale)}),
+    "nan": ("in", lambda node: {"nan": nudged(node.nan, (0,))}),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_an_artefact_that_is_wrong_by_little_never_appears(tmp_path: Path, name: str, mistake: str) -> None:
+    right = make(name)
+    node, change = MISTAKES[mistake]
+    wrong = right._replace(write=lambda graph, directory: right.write(edit(graph, node, change), directory))
+    with pytest.raises(RunFailed, match=f"{name}: .* vectors differ") as error:
+        export_graph(Material(subject(), POINTS), {name: wrong}, tmp_path / "out", n_vectors=8000, progress=QUIET)
+    assert "expected" in error.value.where
+    assert "got" in error.value.where
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_a_failed_selftest_leaves_nothing(tmp_path: Path, name: str) -> None:
+    right = make(name)
+
+    def complete(directory: Path) -> None:
+        right.complete(directory)
+        script = directory / "selftest.py"
+        script.write_text("import sys\nsys.exit('broken')\n")
+
+    with pytest.raises(RunFailed, match="selftest fails"):
+        export_graph(Material(subject(), POINTS), {name: right._replace(complete=complete)}, tmp_path / "out", n_vectors=500, progress=QUIET)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_all_exporters_are_seen() -> None:
+    assert {"cpp", "onnx"} <= set(EXPORTERS)
+
+
+def test_the_subject_of_the_mistakes_is_alive() -> None:
+    """Otherwise a mistake might not show for a reason that has nothing to do with an exporter."""
+    graph = subject()
+    x = vectors(graph, n=8000).x
+    for node, change in MISTAKES.values():
+        assert (evaluate(edit(graph, node, change), x) != evaluate(graph, x)).any()
