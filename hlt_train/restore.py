@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hlt_train import checkpoints, plugins
@@ -105,7 +106,8 @@ def load_run(path: Path, which: str = "BEST") -> Loaded:
     spec = ModelSpec(**{**fields, "outputs": tuple(fields["outputs"]), "score": score})
     inputs = normalise.load(path / "normalisation.json")
     model = build_model(spec, inputs, int(config.get("seed", 0)))
-    params = checkpoints.to_tree(checkpoints.load(path, step, "weights"), parameters(model), where=str(path / "checkpoints" / str(step)))
+    stored = checkpoints.to_tree(checkpoints.load(path, step, "weights"), parameters(model), where=str(path / "checkpoints" / str(step)))
+    params = jax.tree.map(jnp.asarray, stored)
     card = Card.model_validate(config["card"])
     return Loaded(path, card, inputs, with_params(model, params), spec.outputs, spec, config, step, which)
 
