@@ -1,7 +1,7 @@
 """The SSE2 path of the C++ header: every x86-64 processor has it, so it is chosen by the architecture and needs no test at run time.
 
-Affine nodes with the proof `madd_i16` multiply pairs of int16 (`pmaddwd`); a Requant behind one that shifts all its features alike works on eight at a time.
-Everything else is the plain path's text.
+The input step works on four variables at a time. Affine nodes with the proof `madd_i16` multiply pairs of int16 (`pmaddwd`); a Requant behind one that shifts
+all its features alike works on eight at a time. Everything else is the plain path's text.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numpy as np
 from hlt_train.arithmetic import limits
 from hlt_train.exporters._cpp_plain import Plain
 from hlt_train.exporters._cpp_plan import Value
-from hlt_train.exporters._cpp_text import array, int_literal
-from hlt_train.nodes import Affine, Node, Quant
+from hlt_train.exporters._cpp_text import array, float_literal, int_literal
+from hlt_train.nodes import Affine, Input, Quant
 
 __all__ = ["Sse2"]
 
@@ -25,6 +25,18 @@ class Sse2(Plain):
 
     name = "sse2"
     guard = "defined(__x86_64__) || defined(_M_X64)"
+
+    def _input(self, value: Value, node: Input) -> list[str]:
+        if value.type != "std::int16_t":
+            return super()._input(value, node)
+        names = []
+        for name, values in (("centre", node.centre), ("scale", self.plan.scale(node)), ("lo", node.lo), ("hi", node.hi), ("nan", node.nan)):
+            padded = np.zeros(self.padded(value), np.int64 if name == "nan" else np.float32)
+            padded[: value.n] = values
+            names.append(f"{value.word}_{name}_")
+            literals = [int_literal(v) for v in padded.tolist()] if name == "nan" else [float_literal(v) for v in padded]
+            self.constants.append(array("std::int32_t" if name == "nan" else "float", names[-1], padded.shape, literals))
+        return [f"quantise_all<{value.n}>({self._x(node)}, {', '.join(names)}, {value.word});"]
 
     def _affine(self, value: Value, node: Affine) -> list[str]:
         if not self._madd(value):
@@ -66,6 +78,6 @@ class Sse2(Plain):
         return value.madd and self._sources(value)[0].type == "std::int16_t"
 
     def padded(self, value: Value) -> int:
-        if isinstance(value.node, Node) and value.type == "std::int32_t" and isinstance(value.node, Affine) and self._madd(value):
+        if value.type == "std::int32_t" and isinstance(value.node, Affine) and self._madd(value):
             return -(-value.n // _LANES) * _LANES
         return super().padded(value)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import platform
 import re
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import graphs
 import numpy as np
 import pytest
 
 from hlt_train import files, golden
+from hlt_train.exporters._compiler import compile_cpp, find_compiler
 from hlt_train.exporters.cpp import cpp
-from hlt_train.graph import Graph, evaluate, score
+from hlt_train.graph import Fixed, Graph, Output, Quant, Requant, evaluate, input_node, score
 from hlt_train.vectors import vectors
 
 
@@ -126,7 +130,15 @@ MUTATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", MUTATIONS)
+QUICK = {"a weight", "a shift", "a rounding mode", "a clip limit", "the input step as x * s + o"}
+
+
+def sorted_by_speed(names: Iterable[str]) -> list[Any]:
+    """Those that every change is tested with, and those left to `make test-all`."""
+    return [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", sorted_by_speed(MUTATIONS))
 def test_a_mutation_of_the_header_makes_it_fail(name: str, copy: Path) -> None:
     replace(copy, *MUTATIONS[name])
     done = selftest(copy)
@@ -134,7 +146,57 @@ def test_a_mutation_of_the_header_makes_it_fail(name: str, copy: Path) -> None:
     assert "differs from the golden model" in done.stderr
 
 
-@pytest.mark.parametrize("over", ["wrap", "sat", "sat_sym"])
+SSE2_MUTATIONS = {
+    "a weight": (r"(namespace sse2 .*?phi1_w_\[64\] = \{)(-?\d+)", r"\1 1 + \2"),
+    "a bias": (r"(namespace sse2 .*?rho_b_\[8\] = \{)(-?\d+)", r"\1 1 + \2"),
+    "a scale": (r"(namespace sse2 .*?in_event_scale_\[8\] = \{)(\S+f)", r"\1 1.01f * \2"),
+    "a NaN value": (r"(namespace sse2 .*?in_jets_nan_\[8\] = \{)(-?\d+)", r"\1 1 + \2"),
+    "the input step as x * s + o": (
+        r"opaque4\(_mm_mul_ps\(opaque4\(_mm_sub_ps\(x, _mm_load_ps\(centre\)\)\), _mm_load_ps\(scale\)\)\)",
+        "_mm_sub_ps(_mm_mul_ps(x, _mm_load_ps(scale)), _mm_mul_ps(_mm_load_ps(centre), _mm_load_ps(scale)))",
+    ),
+}
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the path exists on x86-64 only")
+@pytest.mark.parametrize("name", sorted_by_speed(SSE2_MUTATIONS))
+def test_a_mutation_of_the_sse2_path_makes_it_fail(name: str, copy: Path) -> None:
+    replace(copy, *SSE2_MUTATIONS[name])
+    done = selftest(copy)
+    assert done.returncode == 1, done.stdout
+    assert re.search(r"^paths +plain sse2\(differs\)$", done.stdout, re.MULTILINE)
+
+
+def uniform() -> Graph:
+    """An MLP whose formats have one exponent per layer, so that the SSE2 path packs its Requant nodes."""
+    rng = np.random.default_rng(7)
+    nodes = [
+        input_node("in", graphs.group(rng, "event", 5), Fixed(True, 3, 4)),
+        graphs.affine(rng, "dense", "in", 5, 9),
+        Requant("act", ("dense",), Quant(Fixed(True, 2, 4), "half_even", "sat")),
+        graphs.affine(rng, "logits", "act", 9, 2, relu=False),
+        Output("out", ("logits",), ("a", "b"), "softmax", np.array([1, -1])),
+    ]
+    return Graph(tuple(nodes))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the path exists on x86-64 only")
+@pytest.mark.parametrize(
+    ("pattern", "change"),
+    [
+        (r"requantise_sat<Round::half_even, 4>", "requantise_sat<Round::half_up, 4>"),
+        (r"requantise_sat<Round::half_even, 4>", "requantise_sat<Round::half_even, 5>"),
+        (r"(act_hi_\[16\] = \{)63", r"\g<1>62"),
+    ],
+)
+def test_a_mutation_of_a_packed_requant_makes_it_fail(pattern: str, change: str, tmp_path: Path) -> None:
+    directory = export(tmp_path / "net", uniform())
+    assert selftest(directory).returncode == 0
+    replace(directory, pattern, change)
+    assert selftest(directory).returncode == 1
+
+
+@pytest.mark.parametrize("over", [pytest.param("wrap", marks=pytest.mark.slow), "sat", pytest.param("sat_sym", marks=pytest.mark.slow)])
 def test_a_mutated_limit_makes_it_fail(over: str, tmp_path: Path) -> None:
     directory = export(tmp_path / "net", graphs.mlp(3, over=over, round="floor"))
     assert selftest(directory).returncode == 0
@@ -163,13 +225,16 @@ def test_thresholds_that_disagree_with_the_document_make_it_fail(copy: Path) -> 
     assert (done.returncode, "working_points.json" in done.stderr) == (1, True)
 
 
-@pytest.mark.parametrize("change", [lambda b: b[:-1], lambda b: b + b"\0", lambda b: b"X" + b[1:], lambda b: b[:16] + b"\x07" + b[17:], lambda b: b""])
-def test_a_damaged_golden_file_is_an_error(change: object, copy: Path) -> None:
-    path = copy / "golden.bin"
-    path.write_bytes(change(path.read_bytes()))  # type: ignore[operator]
-    done = selftest(copy)
-    assert done.returncode == 1
-    assert "golden.bin" in done.stderr
+def test_a_damaged_golden_file_is_an_error(copy: Path) -> None:
+    compile_cpp(find_compiler(), [copy / "main.cpp"], copy / "selftest", ["-O1"])
+    whole = (copy / "golden.bin").read_bytes()
+    for damaged in (whole[:-1], whole + b"\0", b"X" + whole[1:], whole[:16] + b"\x07" + whole[17:], b""):
+        (copy / "golden.bin").write_bytes(damaged)
+        done = subprocess.run(["./selftest", "--no-time"], cwd=copy, capture_output=True, text=True, check=False)
+        assert done.returncode == 1
+        assert "golden.bin" in done.stderr
+    (copy / "golden.bin").unlink()
+    assert subprocess.run(["./selftest", "--no-time"], cwd=copy, capture_output=True, check=False).returncode == 1
 
 
 def test_a_float_network_is_checked_within_its_tolerance(tmp_path: Path) -> None:

@@ -1,5 +1,46 @@
 inline __m128i load4(const void* p) noexcept { return _mm_load_si128(static_cast<const __m128i*>(p)); }
 
+// As `opaque`, for four.
+inline __m128 opaque4(__m128 v) noexcept {
+#if defined(__GNUC__)
+  __asm__("" : "+x"(v));
+  return v;
+#else
+  alignas(16) volatile float stored[4];
+  alignas(16) float copy[4];
+  _mm_store_ps(copy, v);
+  for (int k = 0; k < 4; ++k) stored[k] = copy[k];
+  return _mm_set_ps(stored[3], stored[2], stored[1], stored[0]);
+#endif
+}
+
+// The input step of `quantise` for four variables.
+inline __m128i quantise4(__m128i bits, const float* centre, const float* scale, const float* lo, const float* hi, const std::int32_t* nan) noexcept {
+  const __m128i missing = _mm_cmpgt_epi32(_mm_and_si128(bits, _mm_set1_epi32(0x7fffffff)), _mm_set1_epi32(0x7f800000));
+  const __m128 x = opaque4(_mm_castsi128_ps(_mm_andnot_si128(missing, bits)));
+  __m128 t = opaque4(_mm_mul_ps(opaque4(_mm_sub_ps(x, _mm_load_ps(centre))), _mm_load_ps(scale)));
+  t = _mm_min_ps(_mm_max_ps(t, _mm_load_ps(lo)), _mm_load_ps(hi));
+  return _mm_or_si128(_mm_andnot_si128(missing, _mm_cvtps_epi32(t)), _mm_and_si128(missing, load4(nan)));
+}
+
+// The input step of V variables into int16. x is read up to its last variable and no further.
+template <int V, std::size_t N>
+inline void quantise_all(const float* x, const float (&centre)[N], const float (&scale)[N], const float (&lo)[N], const float (&hi)[N],
+                         const std::int32_t (&nan)[N], std::int16_t (&y)[N]) noexcept {
+  for (int i = 0; i < static_cast<int>(N); i += 8) {
+    __m128i half[2];
+    for (int h = 0; h < 2; ++h) {
+      const int at = i + 4 * h;
+      const int left = V - at;
+      alignas(16) float part[4] = {};
+      if (left < 4 && left > 0) std::memcpy(part, x + at, sizeof(float) * static_cast<std::size_t>(left));
+      const __m128i bits = left >= 4 ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + at)) : load4(part);
+      half[h] = quantise4(bits, centre + at, scale + at, lo + at, hi + at, nan + at);
+    }
+    _mm_store_si128(reinterpret_cast<__m128i*>(y + i), _mm_packs_epi32(half[0], half[1]));
+  }
+}
+
 // 4 sizeof...(K) outputs of w x + b in as many registers. Weights lie as they are read: per pair of inputs, per output, the pair's two weights.
 template <bool Relu, std::size_t I, std::size_t... K>
 inline void madd_block(const std::int16_t* x, const std::int16_t* w, const std::int32_t* b, std::int32_t* y, std::index_sequence<K...>) noexcept {
