@@ -20,10 +20,11 @@ import awkward as ak
 import numpy as np
 import uproot
 
+from hlt_train.data.codecs import branch_codec, page_codecs
 from hlt_train.data.probe import probe
 from hlt_train.errors import HltTrainError, RunFailed, UsageError, nearest
 
-__all__ = ["Branch", "Cluster", "Column", "Pending", "Tree", "Trees", "open_file", "open_tree", "tree_names"]
+__all__ = ["Branch", "Cluster", "Column", "Pending", "Tree", "Trees", "file_facts", "open_file", "open_tree", "tree_names"]
 
 Column = Any  # np.ndarray [n_entries] or ak.Array [n_entries, var, ...]
 
@@ -67,6 +68,18 @@ def tree_names(file: Any) -> list[str]:
     return [name for name, kind in file.classnames(recursive=True, cycle=False).items() if kind in _TREES]
 
 
+def file_facts(file: Any) -> dict[str, Any]:
+    """UUID, compression setting (which baskets need not follow), origin, and kind, entries and branches of every tree of an open file."""
+    kinds = file.classnames(recursive=True, cycle=False)
+    trees = []
+    for name in tree_names(file):
+        tree = Tree(file.file_path, name, file, owner=False)
+        trees.append({"name": name, "kind": tree.kind, "title": tree.title, "entries": tree.entries, "branches": len(tree.names)})
+    origin = str(file["origin"]) if kinds.get("origin") == "TObjString" else None
+    others = sorted({kind for kind in kinds.values() if kind not in _TREES and kind != "TDirectory"})
+    return {"uuid": str(file.file.uuid), "compression": str(file.file.compression), "origin": origin, "trees": trees, "other_objects": others}
+
+
 def open_tree(path: str, tree: str | None) -> Tree:
     """Open `tree` of a file; without a name, `Events` or the only tree there is.
 
@@ -107,18 +120,23 @@ class Tree:
         names: its branches, in the file's order.
     """
 
-    def __init__(self, path: str, name: str, file: Any) -> None:
+    def __init__(self, path: str, name: str, file: Any, *, owner: bool = True) -> None:
         self.path = path
         self.name = name
         self._file = file
-        self._finalizer = weakref.finalize(self, file.close)  # a source keeps a thread and a file handle until it is closed
+        self._finalizer = weakref.finalize(self, file.close) if owner else None  # a source keeps a thread and a file handle until it is closed
         try:
             self._tree = file[name]
             self.uuid = str(file.file.uuid)
             self.entries = int(self._tree.num_entries)
             self._rntuple = not isinstance(self._tree, uproot.TTree)
             # The recursive keys of an RNTuple with a thousand fields take seconds; its sub-fields are found by name when one is asked for.
-            names = self._tree.keys(recursive=False) if self._rntuple else self._tree.keys(full_paths=False, ignore_duplicates=True)
+            # `_collection<N>` are uproot's names for nameless fields behind the lists of an RNTuple.
+            names = (
+                [n for n in self._tree.keys(recursive=False) if not n.startswith("_collection")]
+                if self._rntuple
+                else self._tree.keys(full_paths=False, ignore_duplicates=True)
+            )
         except Exception as error:
             raise RunFailed(f"cannot read tree '{name}': {_first_line(error)}", where=path, then="copy the file again") from error
         self.names: tuple[str, ...] = tuple(names)
@@ -135,7 +153,8 @@ class Tree:
 
     def close(self) -> None:
         """Close the file."""
-        self._finalizer()
+        if self._finalizer is not None:
+            self._finalizer()
 
     def branch(self, name: str) -> Branch:
         """Type of a branch, which must be there."""
@@ -154,6 +173,24 @@ class Tree:
         except Exception:  # noqa: BLE001  whatever uproot cannot interpret is reported as its type, and refused only when the card asks for it
             return Branch(name, 0, None, text)
         return Branch(name, *_form(form), text)
+
+    @property
+    def kind(self) -> str:
+        """TTree or RNTuple."""
+        return "RNTuple" if self._rntuple else "TTree"
+
+    @property
+    def title(self) -> str:
+        """Title of a TTree."""
+        return "" if self._rntuple else str(self._tree.title)
+
+    def codec(self, name: str) -> str:
+        """Codec of a branch of a TTree, from its basket's bytes."""
+        return branch_codec(self._tree[name], Path(self.path))
+
+    def page_codecs(self) -> dict[str, int]:
+        """Codec -> number of columns, of an RNTuple."""
+        return page_codecs(self._tree, Path(self.path))
 
     def offsets(self, names: Sequence[str]) -> list[int]:
         """Entries at which every one of these branches starts a new basket (TTree) or a cluster starts (RNTuple), from 0 to `entries`."""
