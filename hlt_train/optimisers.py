@@ -12,8 +12,8 @@ from hlt_train.errors import UsageError, nearest
 
 __all__ = ["optimiser", "optimiser_names", "schedule", "schedule_names"]
 
-# Not plain gradient rules of the form (learning_rate, ...): parts of others, rules that need the loss in update, a rule without schedules.
-EXCLUDED = {"lbfgs", "rprop", "scale_by_learning_rate", "scale_by_rprop"}
+# Parts of other rules; rules that need the loss in `update`, take no schedule, draw from a key of their own, or are deprecated by optax.
+EXCLUDED = {"scale_by_learning_rate", "scale_by_rprop", "lbfgs", "rprop", "sm3", "noisy_sgd", "optimistic_adam"}
 SCHEDULES = (
     "constant_schedule",
     "cosine_decay_schedule",

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TextIO
+from typing import Protocol, runtime_checkable
 
 __all__ = ["Progress"]
 
 WIDTH = 24
+
+
+@runtime_checkable
+class Screen(Protocol):
+    """A text stream."""
+
+    def write(self, text: str, /) -> object: ...
+    def flush(self) -> None: ...
+    def isatty(self) -> bool: ...
 
 
 class Progress:
@@ -20,9 +29,9 @@ class Progress:
         interval: seconds between two lines of the same task when the stream is not a terminal.
     """
 
-    def __init__(self, *, quiet: bool = False, stream: TextIO | None = None, interval: float = 20.0) -> None:
+    def __init__(self, *, quiet: bool = False, stream: Screen | None = None, interval: float = 20.0) -> None:
         self.quiet = quiet
-        self._stream = sys.stderr if stream is None else stream
+        self._stream: Screen = sys.stderr if stream is None else stream
         self._interval = interval
         self._last = -float("inf")
         self._open = 0  # characters of the bar that stands on the terminal's last line

@@ -127,7 +127,7 @@ def test_resume_refuses_another_machine(card: Path, tmp_path: Path, monkeypatch:
     path = tmp_path / "r"
     fit(config(card, length="1epochs"), path, progress=QUIET)
     monkeypatch.setattr(devices, "_cpu", lambda: ("another processor", ["avx2"]))
-    with pytest.raises(UsageError, match="not bit for bit: .*another processor"):
+    with pytest.raises(UsageError, match=r"not bit for bit: .*another processor"):
         resume(path, length="2epochs", progress=QUIET)
     assert read_config(path)["for"] == "1epochs"
     assert resume(path, length="2epochs", inexact=True, progress=QUIET)["epochs"] == 2
@@ -225,7 +225,7 @@ def test_configuration_errors_name_the_key(card: Path) -> None:
     assert "batch" in caught.value.near
     with pytest.raises(UsageError, match="learning_rate"):
         check(FitConfig, {"learning_rate": -1})
-    with pytest.raises(UsageError, match="card.inputs"):
+    with pytest.raises(UsageError, match=r"card\.inputs"):
         check(FitConfig, merge(config(card).stored(), {"card": {"inputs": {"hlf": {"vars": {"jet_mass": {"centr": 1}}}}}}))
 
 
