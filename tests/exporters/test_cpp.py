@@ -5,10 +5,8 @@ from __future__ import annotations
 import platform
 from pathlib import Path
 
-import graphs
 import numpy as np
 import pytest
-from exporters.cpp_nets import libraries
 
 from hlt_train.errors import UsageError
 from hlt_train.exporters._compiler import compile_cpp, find_compiler
@@ -17,6 +15,8 @@ from hlt_train.exporters.cpp import cpp
 from hlt_train.graph import Add, Affine, Concat, Fixed, Graph, Node, Output, Pool, Quant, Requant, evaluate, input_node
 from hlt_train.types import Features, Group
 from hlt_train.vectors import vectors
+from tests import graphs
+from tests.exporters.cpp_nets import libraries
 
 ROUNDS, OVERS = ("floor", "half_up", "half_even"), ("wrap", "sat", "sat_sym")
 X86 = platform.machine() == "x86_64"

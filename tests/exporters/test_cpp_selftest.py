@@ -11,7 +11,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import graphs
 import numpy as np
 import pytest
 
@@ -20,6 +19,7 @@ from hlt_train.exporters._compiler import compile_cpp, find_compiler
 from hlt_train.exporters.cpp import cpp
 from hlt_train.graph import Fixed, Graph, Output, Quant, Requant, evaluate, input_node, score
 from hlt_train.vectors import vectors
+from tests import graphs
 
 
 def export(directory: Path, graph: Graph, n: int = 4000) -> Path:
