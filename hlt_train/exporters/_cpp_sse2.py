@@ -34,7 +34,7 @@ class Sse2(Plain):
             padded = np.zeros(self.padded(value), np.int64 if name == "nan" else np.float32)
             padded[: value.n] = values
             names.append(f"{value.word}_{name}_")
-            literals = [int_literal(v) for v in padded.tolist()] if name == "nan" else [float_literal(v) for v in padded]
+            literals = [int_literal(v) for v in padded.tolist()] if name == "nan" else [float_literal(v) for v in padded.tolist()]
             self.constants.append(array("std::int32_t" if name == "nan" else "float", names[-1], padded.shape, literals))
         return [f"quantise_all<{value.n}>({self._x(node)}, {', '.join(names)}, {value.word});"]
 

@@ -7,6 +7,8 @@ compared with working_points.json, and the files with certificate.json. Exit cod
 compiler: CXX, c++, g++, clang++, or the package ziglang.
 """
 
+from __future__ import annotations
+
 import hashlib
 import importlib.util
 import json
@@ -17,12 +19,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
 
-def compiler():
+def compiler() -> list[str]:
     """The command of a C++ compiler."""
     words = shlex.split(os.environ.get("CXX", ""))
     if words:
@@ -35,8 +38,8 @@ def compiler():
     sys.exit("FAILED: no C++ compiler found, nothing is verified. Next: pip install ziglang")
 
 
-def run(options):
-    """What main.cpp printed, and whether it compiled and passed."""
+def run(options: Sequence[str]) -> tuple[str, str]:
+    """(what main.cpp printed, what is wrong or "")."""
     with tempfile.TemporaryDirectory() as scratch:
         program = str(Path(scratch) / "selftest")
         built = subprocess.run([*compiler(), "-std=c++17", "-O2", str(HERE / "main.cpp"), "-o", program], cwd=scratch, check=False)
@@ -46,7 +49,7 @@ def run(options):
         return done.stdout, f"the program that checks net.hpp ends with {done.returncode}" if done.returncode else ""
 
 
-def thresholds_agree(said):
+def thresholds_agree(said: str) -> bool:
     """Whether the thresholds compiled in are those of working_points.json."""
     path = HERE / "working_points.json"
     compiled = re.findall(r"^working point \d+ +threshold (\S+)", said, re.MULTILINE)
@@ -54,20 +57,20 @@ def thresholds_agree(said):
     return compiled == ["none" if threshold is None else str(threshold) for threshold in stated]
 
 
-def changed_files():
+def changed_files() -> list[str]:
     """Files whose bytes are not those that certificate.json names."""
     path = HERE / "certificate.json"
     stated = json.loads(path.read_text())["sha256"] if path.exists() else {}
     return [name for name, value in stated.items() if not (HERE / name).is_file() or hashlib.sha256((HERE / name).read_bytes()).hexdigest() != value]
 
 
-def numbers(said):
+def numbers(said: str) -> dict[str, int | float]:
     """The lines `differing logits   0` as {"differing_logits": 0}."""
     found = re.findall(r"^([a-z ]+?) {2,}([-+.\deinfa]+)$", said, re.MULTILINE)
     return {name.replace(" ", "_"): float(value) if re.search(r"[.einfa]", value) else int(value) for name, value in found}
 
 
-def main():
+def main() -> int:
     """Run, compare, print, and return the exit code."""
     said, error = run([option for option in sys.argv[1:] if option == "--no-time"])
     changed = changed_files()
