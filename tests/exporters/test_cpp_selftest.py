@@ -96,6 +96,15 @@ def test_the_documented_command_line_works_and_times(copy: Path) -> None:
     assert said.stdout.endswith("passed\n")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("sanitizer", ["address", "undefined"])
+def test_it_is_clean_under_sanitizers(sanitizer: str, copy: Path) -> None:
+    """The golden features lie in heap blocks of their exact size: reading beyond the last variable would end the program."""
+    compile_cpp(find_compiler(), [copy / "main.cpp"], copy / "selftest", ["-O2", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all"])
+    done = subprocess.run(["./selftest", "--no-time"], cwd=copy, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_every_file_compiles_without_a_warning(copy: Path) -> None:
     command = ["c++", "-std=c++17", "-O2", "-Wall", "-Wextra", "-Wconversion", "-Wpedantic", "-Werror", "main.cpp", "-o", "selftest"]
     assert subprocess.run(command, cwd=copy, capture_output=True, text=True, check=True).stderr == ""
