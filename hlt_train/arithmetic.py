@@ -28,16 +28,19 @@ def limits(quant: Quant, n: int) -> tuple[Int64, Int64]:
 def shift_round(n: Int64, shift: Int64, round: Round) -> Int64:
     """Shift integers: n * 2**-shift, exact for shift <= 0, rounded by the rule otherwise. shift: int64, broadcast against n."""
     right = np.maximum(shift, 0)
-    n = np.left_shift(n, np.maximum(-shift, 0))
+    if (shift < 0).any():
+        n = np.left_shift(n, np.maximum(-shift, 0))
     half: Int64 = np.left_shift(np.int64(1), right) >> 1
-    if round == "floor":
-        return np.right_shift(n, right)
     if round == "half_up":
-        return np.right_shift(np.add(n, half), right)
-    floor = np.right_shift(n, right)
-    rest = n - (floor << right)
-    up: npt.NDArray[np.bool_] = (rest > half) | ((rest == half) & ((floor & 1) == 1))
-    return floor + (up & (right > 0)).astype(np.int64)
+        n = np.add(n, half)
+    elif round == "half_even":
+        # Adding one less than half carries only beyond a tie; an odd quotient adds the one back.
+        odd = np.right_shift(n, right)
+        odd &= (right > 0).astype(np.int64)
+        odd += np.maximum(half - 1, 0)
+        odd += n
+        n = odd
+    return np.right_shift(n, right)
 
 
 def overflow(n: Int64, lo: Int64, hi: Int64, over: Overflow) -> Int64:

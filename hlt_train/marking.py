@@ -17,8 +17,8 @@ __all__ = ["Reach", "mark", "subset"]
 
 Int64 = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
-SCAN = 1 << 27  # numbers of the widest node that are searched
-CHUNK = 1 << 20
+SCAN = 1 << 25  # numbers of the widest node that are searched
+CHUNK = 1 << 18
 EACH = 3  # vectors kept per feature and kind
 
 
