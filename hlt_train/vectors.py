@@ -22,6 +22,7 @@ __all__ = ["Grid", "Vectors", "grid_of", "input_ties", "row_bytes", "vectors"]
 Float32 = npt.NDArray[np.float32]
 SPECIAL = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e-45, -1e-45, 1e-38, 3.4028235e38, -3.4028235e38, 1e30, -1e30], np.float32)
 ULPS = np.arange(-24, 25)
+BLOCK = 4096  # rows whose float64 coordinates are held at a time
 SHIPPED = 6 << 20  # bytes that the constructed vectors may take where rows are long
 TIES = 256  # grid points per variable that are searched for ties
 
@@ -89,22 +90,32 @@ def input_ties(grid: Grid, j: int, rng: np.random.Generator) -> tuple[Float32, F
 
 
 def _random(graph: Graph, n: int, rng: np.random.Generator) -> Features:
-    """Rows uniform over the format and a fifth beyond it, rows of unit normal inputs, and rows of any float32 magnitude."""
+    """Rows uniform over the format and a fifth beyond it, rows of normal inputs, and rows of any float32 magnitude."""
     groups, counts = {}, {}
     kind = rng.choice(3, n, p=[0.5, 0.4, 0.1])
     for node in graph.inputs:
         grid = grid_of(graph, node)
-        shape = (n, len(node.variables)) if node.length is None else (n, node.length, len(node.variables))
-        which = kind.reshape(n, *[1] * (len(shape) - 1))
-        middle, half = (grid.lo + grid.hi) / 2, (grid.hi - grid.lo) / 2 + 1
-        uniform = middle + 1.2 * half * rng.uniform(-1, 1, shape)
-        normal = middle + half / 5 * rng.normal(0, 1, shape)
-        anything = np.exp(rng.uniform(-30, 30, shape)) * rng.choice([-1.0, 1.0], shape)
-        groups[node.group] = _raw(grid, np.select([which == 0, which == 1], [uniform, normal], anything))
+        row = (len(node.variables),) if node.length is None else (node.length, len(node.variables))
+        x = groups[node.group] = np.empty((n, *row), np.float32)
+        for start in range(0, n, BLOCK):
+            for k in range(3):
+                rows = start + np.flatnonzero(kind[start : start + BLOCK] == k)
+                x[rows] = _raw(grid, _coordinates(grid, k, (len(rows), *row), rng))
         if node.length is not None:
             full = rng.random(n) < 0.1
             counts[node.group] = np.where(full, node.length, rng.integers(0, node.length + 1, n)).astype(np.int32)
     return Features(groups, counts)
+
+
+def _coordinates(grid: Grid, kind: int, shape: tuple[int, ...], rng: np.random.Generator) -> npt.NDArray[np.float64]:
+    """Grid coordinates of one kind of random row."""
+    middle, half = (grid.lo + grid.hi) / 2, (grid.hi - grid.lo) / 2 + 1
+    if kind == 0:
+        return np.add(middle, 1.2 * half * rng.uniform(-1, 1, shape))
+    if kind == 1:
+        return np.add(middle, half / 5 * rng.standard_normal(shape))
+    magnitude: npt.NDArray[np.float64] = np.exp(rng.uniform(-30, 30, shape))
+    return np.copysign(magnitude, rng.uniform(-1, 1, shape))
 
 
 def _fill(graph: Graph, x: Features, rng: np.random.Generator, values: dict[str, list[Float32]]) -> Features:
