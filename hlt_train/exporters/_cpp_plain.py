@@ -97,9 +97,9 @@ class Plain:
 
     def _float_affine(self, value: Value, node: FloatAffine) -> list[str]:
         source = self._sources(value)[0]
-        self.constants.append(array("float", f"{value.word}_w_", node.w.T.shape, [float_literal(w) for w in node.w.T.ravel()]))
+        self.constants.append(array("float", f"{value.word}_w_", node.w.shape, [float_literal(w) for w in node.w.ravel().tolist()]))
         self.constants.append(array("float", f"{value.word}_b_", (value.n,), [float_literal(b) for b in node.b]))
-        lines = [f"affine<false>({source.word}, {value.word}_w_, {value.word}_b_, {value.word});"]
+        lines = [f"affine_float({source.word}, {value.word}_w_, {value.word}_b_, {value.word});"]
         if node.activation != "none":
             lines.append(_each(value.n, f"{value.word}[i] = {node.activation}({value.word}[i]);"))
         return lines

@@ -11,3 +11,12 @@ inline float tanh(float y) noexcept { return std::tanh(y); }
 inline float silu(float y) noexcept { return y / (1.0f + std::exp(-y)); }
 // The tanh form; 0x1.988454p-1 is sqrt(2 / pi).
 inline float gelu(float y) noexcept { return 0.5f * y * (1.0f + std::tanh(0x1.988454p-1f * (y + 0.044715f * (y * y * y)))); }
+
+// y = x w + b. The inner loop runs over outputs, which needs no other order of summation to be vectorised.
+template <std::size_t I, std::size_t O>
+inline void affine_float(const float (&x)[I], const float (&w)[I][O], const float (&b)[O], float (&y)[O]) noexcept {
+  for (int o = 0; o < static_cast<int>(O); ++o) y[o] = b[o];
+  for (int i = 0; i < static_cast<int>(I); ++i) {
+    for (int o = 0; o < static_cast<int>(O); ++o) y[o] += x[i] * w[i][o];
+  }
+}
