@@ -18,11 +18,12 @@ from hlt_train.data import normalise
 from hlt_train.data.card import Card
 from hlt_train.data.dataset import Dataset
 from hlt_train.data.stream import Stream
-from hlt_train.errors import UsageError
+from hlt_train.errors import HltTrainError, UsageError
 from hlt_train.files import write_text
 from hlt_train.progress import Progress
 from hlt_train.restore import ModelSpec, write_model
 from hlt_train.run import Run, constraints
+from hlt_train.scoring import write_working_points
 from hlt_train.strategies import Strategy
 from hlt_train.training import Plan, Task, Trainer
 from hlt_train.types import Inputs
@@ -159,7 +160,7 @@ def describe(ready: Prepared, mesh: Mesh, run: Run) -> None:
 
 
 def train(ready: Prepared, mesh: Mesh, run: Run, progress: Progress, restore: Literal["same", "extended"] | None) -> dict[str, Any]:
-    """Train, and sum up."""
+    """Train, derive the working points at BEST, and sum up."""
     trainer = Trainer(ready.task, ready.plan, ready.strategy, mesh, run, progress, ready.schedule)
     if restore is not None:
         trainer.restore(extended=restore == "extended")
@@ -170,7 +171,20 @@ def train(ready: Prepared, mesh: Mesh, run: Run, progress: Progress, restore: Li
     best = next(line for line in epochs if line["step"] == summary["best"]["step"])
     size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(ready.task.params))
     figures = {"parameters": size, "rows": row_counts(ready.dataset), "resident": trainer.resident}
-    return {"run": str(run.path), "model": ready.spec.name, **figures, **summary, "validation": best["validation"]}
+    points = _working_points(ready, run, progress)
+    return {"run": str(run.path), "model": ready.spec.name, **figures, **summary, "validation": best["validation"], "working_points": points}
+
+
+def _working_points(ready: Prepared, run: Run, progress: Progress) -> list[dict[str, Any]]:
+    """The working points of a finished run. What stands in their way (an empty split, a sample without rate) is said; it does not make the run a failure."""
+    try:
+        content = write_working_points(run.path, ready.dataset, progress=progress)
+    except HltTrainError as error:
+        run.log(f"no working points: {error.what}")
+        progress(f"no working points: {error}")
+        return []
+    points: list[dict[str, Any]] = [] if content is None else content["points"]
+    return points
 
 
 def check_same(ready: Prepared, mesh: Mesh, run: Run, *, inexact: bool) -> None:

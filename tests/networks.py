@@ -83,8 +83,8 @@ def train(card: Card, path: Path, *, length: str = "4epochs", **model: Any) -> P
     if "precision" in model:  # a network fitted in fixed point from the start cuts on the difference of its two logits
         document = json.loads((path / "model.json").read_text())
         (path / "model.json").write_text(json.dumps({**document, "score": [-1, 1]}))
-    with open_dataset(card) as dataset:
-        write_working_points(path, dataset, progress=QUIET)
+        with open_dataset(card) as dataset:
+            write_working_points(path, dataset, progress=QUIET)
     return path
 
 

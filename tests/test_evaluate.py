@@ -258,7 +258,9 @@ def test_objects_have_rates_only_as_events(tmp_path: Path) -> None:
     result = evaluate([run], **FEW)
     (section,) = result["sections"]
     assert (section["unit"], section["of"]) == ("mistag", "objects")
-    assert all(row["rate"]["unit"] == "mistag" for row in section["networks"][0]["rate_at"])
+    for row in section["networks"][0]["rate_at"]:
+        assert row["rate"]["unit"] == "mistag"
+        assert row["rejection"] == pytest.approx(1 / row["rate"]["value"])
     assert section["networks"][0]["working_points"][0]["rate"] is None
     with pytest.raises(UsageError, match="'50 Hz' is a rate, but these objects have none"):
         evaluate([run], requests=[Request("rate", 50.0, "50 Hz")], rates=["qcd=8kHz"], **FEW)

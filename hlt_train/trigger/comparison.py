@@ -79,7 +79,9 @@ def _one(
         at.append(row)
     unit = "mistag" if seen.hertz is None else "Hz"
     for j, wanted in enumerate(efficiencies):
-        rate_at.append({"request": wanted.text, "rate": _interval(value.rate[k, j], spread.rate[k, j]).document(unit=unit)})
+        found = _interval(value.rate[k, j], spread.rate[k, j])
+        rejection = {"rejection": 1 / found.value if found.value > 0 else None} if seen.hertz is None else {}
+        rate_at.append({"request": wanted.text, "rate": found.document(unit=unit), **rejection})
     return {"name": network.name, "auc": _interval(value.auc[k], spread.auc[k], "bootstrap over events").document(), "at": at, "rate_at": rate_at}
 
 

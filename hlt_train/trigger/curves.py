@@ -1,12 +1,12 @@
-"""Numbers that need no rate: the area under the curve, and background rejection at a signal efficiency. All weighted, ties counted half."""
+"""The area under the curve of signal efficiency against background: weighted, ties counted half."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from hlt_train.trigger.thresholds import at_efficiency, steps
+from hlt_train.trigger.thresholds import steps
 
-__all__ = ["auc", "rejection"]
+__all__ = ["auc"]
 
 
 def auc(scores: np.ndarray, signal: np.ndarray, weights: np.ndarray) -> float:
@@ -23,11 +23,3 @@ def auc(scores: np.ndarray, signal: np.ndarray, weights: np.ndarray) -> float:
         return float("nan")
     s, b = np.append(0.0, s), np.append(0.0, b)
     return float(1 - (np.diff(s) * (b[1:] + b[:-1])).sum() / (2 * s[-1] * b[-1]))
-
-
-def rejection(scores: np.ndarray, signal: np.ndarray, weights: np.ndarray, efficiency: float) -> float:
-    """1 / mistag at the threshold of `at_efficiency`; inf where no background passes."""
-    threshold = at_efficiency(scores[signal], weights[signal], efficiency)
-    background = weights[~signal]
-    passing = float(background[scores[~signal] >= threshold].sum())
-    return float(background.sum()) / passing if passing > 0 else float("inf")
