@@ -151,9 +151,9 @@ class _Emitter:
             turns = to.op("Floor", to.op("Mul", to.op("Sub", n, to.constant(np.where(inside, 0, least), "lo")), to.constant(per_turn, "per_turn")))
             return to.op("Sub", n, to.op("Mul", turns, to.constant(span, "span")))
         if (lo < least).any():
-            n = to.op("Max", n, to.constant(np.maximum(lo, least), "lo"))
+            n = to.op("Max", n, to.constant(np.clip(lo, least, most), "lo"))
         if (hi > most).any():
-            n = to.op("Min", n, to.constant(np.minimum(hi, most), "hi"))
+            n = to.op("Min", n, to.constant(np.clip(hi, least, most), "hi"))
         return n
 
     def _add(self, node: Add, sources: list[str]) -> str:
