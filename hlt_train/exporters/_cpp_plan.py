@@ -21,8 +21,8 @@ _RESERVED = frozenset(  # what the header declares or uses
     """
     affine affine_float affine_madd clamp count detail divide_floor divide_half_even divide_half_up evaluate evaluate_groups exact exponents gelu Group groups
     has_score i Input input is_nan j limit link load4 load_bits Logit logits madd_block n_groups n_outputs n_paths nearest normalise opaque opaque4 outputs
-    passes Path paths plain quantise quantise4 quantise_all relu requantise_sat Round score shift4 shift_floor shift_half_even shift_half_up silu sse2 standardise
-    std tanh working_points WorkingPoint wrap x
+    passes Path paths plain quantise quantise4 quantise_all relu requantise_sat Round score shift4 shift_floor shift_half_even shift_half_up silu sse2
+    standardise std tanh working_points WorkingPoint wrap x
     """.split()  # noqa: SIM905
 )
 
