@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from hlt_train.errors import UsageError
 from hlt_train.graph import (
     Add,
     Affine,
@@ -21,6 +22,7 @@ from hlt_train.graph import (
     float_input_node,
     input_node,
 )
+from hlt_train.proof import prove
 from hlt_train.types import Features, Group
 
 
@@ -133,3 +135,54 @@ def features(graph: Graph, n: int, seed: int = 0) -> Features:
             counts[node.group] = count
         groups[node.group] = x
     return Features(groups, counts)
+
+
+def wild(seed: int) -> Graph:
+    """Every node and mode with exponents of either sign, formats of 0 to 13 bits, intervals outside of a format. A graph that is refused is drawn again."""
+    rng = np.random.default_rng(seed)
+    try:
+        graph = _wild(rng)
+        prove(graph)
+    except UsageError:
+        return wild(seed + 1_000_003)
+    return graph
+
+
+def _wild(rng: np.random.Generator) -> Graph:
+    i64, length, n_jets, n_event, n = np.int64, *(int(v) for v in rng.integers(1, [9, 5, 5, 7]))
+
+    def requant(name: str, source: str, features: int) -> Requant:
+        return Requant(name, (source,), _wild_quant(rng, features))
+
+    def dense(name: str, source: str, n_in: int, n_out: int) -> Affine:
+        top = int(rng.integers(1, 2 ** int(rng.integers(1, 7)) + 1))
+        w = np.where(rng.random((n_in, n_out)) < 0.3, 0, rng.integers(-top, top + 1, (n_in, n_out))).astype(i64)
+        return Affine(name, (source,), w, rng.integers(-99, 100, n_out).astype(i64), rng.integers(-2, 10, n_out).astype(i64), bool(rng.integers(2)))
+
+    first = lambda k, signed: Fixed(signed, rng.integers(1, 5, k).astype(i64), rng.integers(-1, 7, k).astype(i64))  # noqa: E731
+    nodes: tuple[Node, ...] = (
+        input_node("jets_in", group(rng, "jets", n_jets, length), first(n_jets, bool(rng.integers(2)))),
+        input_node("event_in", group(rng, "event", n_event), first(n_event, signed=True)),
+        dense("a", "jets_in", n_jets, n),
+        requant("a_out", "a", n),
+        dense("b", "a_out", n, n),
+        Add("sum", ("a_out", "b")),
+        requant("sum_out", "sum", n),
+        Pool("pool_sum", ("sum_out",), "sum", "jets"),
+        Pool("pool_max", ("sum_out",), "max", "jets"),
+        Pool("pool_mean", ("sum_out",), "mean", "jets", _wild_quant(rng, n)),
+        Flatten("flat", ("sum_out",), "jets"),
+        requant("flat_out", "flat", n * length),
+        Concat("all", ("pool_sum", "pool_max", "pool_mean", "flat_out", "event_in")),
+        dense("r", "all", 3 * n + n * length + n_event, 5),
+        requant("r_out", "r", 5),
+        dense("logits", "r_out", 5, 3),
+        Output("out", ("logits",), ("x", "y", "z"), "none", rng.integers(-2, 3, 3).astype(i64)),
+    )
+    return Graph(nodes)
+
+
+def _wild_quant(rng: np.random.Generator, n: int) -> Quant:
+    f, width, signed = rng.integers(-4, 9, n).astype(np.int64), rng.integers(0, 14, n), bool(rng.integers(2))
+    rule, over = str(rng.choice(["floor", "half_up", "half_even"])), str(rng.choice(["wrap", "sat", "sat_sym"]))
+    return Quant(Fixed(signed, (width - int(signed) - f).astype(np.int64), f), rule, over)  # type: ignore[arg-type]

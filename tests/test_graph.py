@@ -36,7 +36,7 @@ from hlt_train.graph import (
 )
 from hlt_train.types import Features, Group
 from hlt_train.vectors import vectors
-from tests import graphs
+from tests import by_fractions, graphs
 
 I64 = np.int64
 
@@ -78,6 +78,15 @@ def test_pools_are_those_of_python(rows: list[list[int]], f: int, rule: str) -> 
     assert evaluate(pooled("max", None, length), features).ravel().tolist() == [max(row, default=0) for row in kept]
     expected = [rounded(Fraction(sum(row), max(len(row), 1)) * Fraction(2) ** f, rule) for row in kept]
     assert evaluate(pooled("mean", mean, length), features).ravel().tolist() == expected
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_whole_graphs_are_those_of_fractions(seed: int) -> None:
+    graph = graphs.wild(seed)
+    x = vectors(graph, n=1500, seed=seed).x
+    found = evaluate(graph, x)
+    for row in np.random.default_rng(seed).integers(0, len(found), 12):
+        assert found[row].tolist() == by_fractions.logits(graph, x, int(row)), row
 
 
 def test_counts_below_zero_and_beyond_the_length_are_clamped() -> None:

@@ -25,10 +25,11 @@ MAKERS = {
     "sum": graphs.deepsets,
     "max": lambda seed: graphs.deepsets(seed, kind="max"),
     "mean": lambda seed: graphs.deepsets(seed, kind="mean"),
+    "wild": graphs.wild,
 }
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("name", MAKERS)
 def test_no_input_leaves_the_interval(name: str, seed: int) -> None:
     graph = MAKERS[name](seed)

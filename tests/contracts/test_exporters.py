@@ -13,7 +13,7 @@ import pytest
 
 from hlt_train import plugins
 from hlt_train.certify import Material, export_graph
-from hlt_train.errors import RunFailed
+from hlt_train.errors import RunFailed, UsageError
 from hlt_train.exporters import Exporter
 from hlt_train.golden import read_golden
 from hlt_train.graph import Fixed, Graph, Output, Quant, Requant, evaluate, input_node
@@ -24,6 +24,13 @@ from tests import graphs
 
 EXPORTERS = plugins.names("exporters")
 QUIET = Progress(quiet=True)
+GRAPHS: dict[str, Callable[[], Graph]] = {
+    "mlp": lambda: graphs.mlp(1, outputs=3),
+    "sum": lambda: graphs.deepsets(0),
+    "max": lambda: graphs.deepsets(1, kind="max"),
+    "mean": lambda: graphs.deepsets(0, kind="mean"),
+    **{f"wild {seed}": (lambda seed=seed: graphs.wild(seed)) for seed in (0, 1, 15)},
+}
 POINTS = {"points": [{"name": "tight", "integer_threshold": 30, "threshold": 0.1}, {"name": "never", "integer_threshold": None, "threshold": 0.0}]}
 
 
@@ -34,10 +41,9 @@ def make(name: str) -> Exporter:
 
 
 @pytest.mark.parametrize("name", EXPORTERS)
-@pytest.mark.parametrize("kind", ["mlp", "sum", "max", "mean"])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_the_artefact_gives_the_golden_integers(tmp_path: Path, name: str, kind: str, seed: int) -> None:
-    graph = graphs.mlp(seed, outputs=3) if kind == "mlp" else graphs.deepsets(seed, kind=kind)
+@pytest.mark.parametrize("kind", GRAPHS)
+def test_the_artefact_gives_the_golden_integers(tmp_path: Path, name: str, kind: str) -> None:
+    graph, seed = GRAPHS[kind](), 1
     exporter = make(name)
     facts = exporter.write(graph, tmp_path)
     assert facts["target"] == name
@@ -47,6 +53,24 @@ def test_the_artefact_gives_the_golden_integers(tmp_path: Path, name: str, kind:
     found = exporter.load(tmp_path)(x)
     assert found.dtype == np.int64
     assert np.array_equal(found, evaluate(graph, x))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_many_wild_graphs(tmp_path: Path, name: str) -> None:
+    exporter, refused = make(name), 0
+    for seed in range(100):
+        directory = tmp_path / str(seed)
+        directory.mkdir()
+        graph = graphs.wild(seed)
+        try:
+            exporter.write(graph, directory)
+        except UsageError:  # more bits than the target has
+            refused += 1
+            continue
+        x = vectors(graph, n=1500, seed=seed).x
+        assert np.array_equal(exporter.load(directory)(x), evaluate(graph, x)), seed
+    assert refused < 30
 
 
 @pytest.mark.parametrize("name", EXPORTERS)

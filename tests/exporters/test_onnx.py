@@ -20,6 +20,7 @@ from hlt_train.errors import RunFailed, UsageError
 from hlt_train.exporters.onnx import onnx
 from hlt_train.graph import Affine, Fixed, Graph, Output, Pool, Quant, Requant, evaluate, input_node, score
 from hlt_train.progress import Progress
+from hlt_train.proof import prove
 from hlt_train.selftest import run_selftest
 from hlt_train.types import Features, Group
 from hlt_train.vectors import vectors
@@ -49,6 +50,22 @@ def test_every_mode_by_name(tmp_path: Path, round: str, over: str) -> None:
     exporter = onnx()
     exporter.write(graph, tmp_path)
     assert np.array_equal(exporter.load(tmp_path)(x), evaluate(graph, x))
+
+
+def test_wild_graphs(tmp_path: Path) -> None:
+    exact = 0
+    for seed in range(40):
+        graph = graphs.wild(seed)
+        exporter = onnx()
+        if not all(proof.f24 for proof in prove(graph).values()):
+            with pytest.raises(UsageError, match="float32"):
+                exporter.write(graph, tmp_path)
+            continue
+        exporter.write(graph, tmp_path)
+        x = vectors(graph, n=1000, seed=seed).x
+        assert np.array_equal(exporter.load(tmp_path)(x), evaluate(graph, x)), seed
+        exact += 1
+    assert exact > 30
 
 
 def test_a_mean_of_every_numerator_and_count(tmp_path: Path) -> None:
