@@ -147,12 +147,12 @@ def assemble(
     return Prepared(resolved, dataset, inputs, spec, task, plan, strategy, schedule, parent)
 
 
-def describe(ready: Prepared, mesh: Mesh, run: Run) -> None:
-    """Everything in the directory that is known before the first step; `config.yaml` last: with it, it is a run."""
+def describe(ready: Prepared, mesh: Mesh, run: Run, provenance: Mapping[str, Any] | None = None) -> None:
+    """Everything in the directory that is known before the first step; `config.yaml` last: with it, it is a run. `provenance`: more of it."""
     normalise.save(run.path / "normalisation.json", ready.inputs)
     write_model(run.path, ready.spec)
     write_text(run.path / "constraints.txt", constraints())
-    run.write_provenance({"environment": devices.environment(mesh), "data": plain(ready.dataset.report), "parent": ready.parent})
+    run.write_provenance({"environment": devices.environment(mesh), "data": plain(ready.dataset.report), "parent": ready.parent, **(provenance or {})})
     run.write_config(ready.config.stored())
     for warning in ready.dataset.warnings:
         run.log(f"warning: {warning}")

@@ -1,0 +1,196 @@
+"""Train a fixed-point student from a teacher run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hlt_train.cli._config import assignments, card_content, given, override_files
+from hlt_train.cli._options import emit, files_option, json_option, quiet_option, set_option
+from hlt_train.errors import UsageError
+
+__all__ = ["command"]
+
+# parameter of the command -> key of the configuration
+KEYS = {
+    "model": "model",
+    "optimizer": "optimizer",
+    "schedule": "schedule",
+    "learning_rate": "learning_rate",
+    "batch": "batch",
+    "length": "for",
+    "seed": "seed",
+    "devices": "devices",
+    "resident": "resident",
+    "checkpoint_every": "checkpoint_every",
+    "keep": "keep",
+    "patience": "patience",
+    "threads": "threads",
+    "temperature": "temperature",
+    "share": "lambda",
+    "max_unmatched": "max_unmatched",
+    "allow_offline": "allow_offline",
+    "seeds": "seeds",
+}
+WITH_RESUME = {"length", "resume", "inexact", "as_json", "quiet"}
+
+
+@click.command(short_help="Train a fixed-point student from a teacher run.")
+@click.argument("teacher", metavar="[TEACHER_RUN]", required=False, type=click.Path(path_type=Path))
+@click.option("--run", "run", metavar="DIR", type=click.Path(path_type=Path), help="The run directory to make; it must not exist.")
+@click.option("--card", metavar="STUDENT.yaml", help="The student's own card, joined to the teacher by identity.  [default: the teacher's]")
+@files_option
+@click.option("--teacher-files", metavar="NAME=GLOB", multiple=True, help="With --card: files of a sample that the teacher reads (repeatable).")
+@click.option("--for", "length", metavar="LENGTH", help="20epochs, 5000steps or 3e6events, the float warm-up included.  [default: 20epochs]")
+@click.option("--model", metavar="NAME", help="Architecture; its options: --set model.OPTION=VALUE.  [default: mlp, widths 32-32]")
+@click.option("--temperature", type=float, metavar="T", help="Of the soft targets.  [default: 2]")
+@click.option("--lambda", "share", type=float, metavar="L", help="Share of the soft targets: L T^2 KL + (1 - L) cross-entropy.  [default: 1]")
+@click.option("--learning-rate", type=float, metavar="RATE", help="Peak of the schedule.  [default: 0.01]")
+@click.option("--seeds", type=int, metavar="N", help="Compare the student alone and distilled over N seeds; RUN becomes the best distilled one.")
+@click.option("--lr-scan", metavar="A,B,C", help="With --seeds: learning rates tried for both arms; each takes its best on validation.")
+@click.option("--batch", type=int, metavar="N", help="Rows per step over all devices.  [default: 512]")
+@click.option("--optimizer", metavar="NAME", help="By its name in optax; its options: --set optimizer.OPTION=VALUE.  [default: adam]")
+@click.option("--schedule", metavar="NAME", help="By its name in optax, over each stage.  [default: cosine_decay_schedule]")
+@click.option("--devices", type=int, metavar="N", help="Devices of this machine.  [default: 1 on a CPU, all GPUs]")
+@click.option("--seed", type=int, metavar="N", help="Of the weights and the order of the rows; the first one with --seeds.  [default: 1]")
+@click.option("--patience", type=int, metavar="N", help="Stop after N epochs without a better validation loss.")
+@click.option("--resident", type=click.Choice(["auto", "always", "never"]), help="Keep the decoded data on the device; auto: up to a quarter of its memory.")
+@click.option("--threads", type=int, metavar="N", help="Threads that decompress.")
+@click.option("--checkpoint-every", type=int, metavar="STEPS", help="Steps between checkpoints.  [default: the ends of epochs, 5 s apart]")
+@click.option("--keep", type=int, metavar="N", help="Checkpoints kept besides LAST and BEST.  [default: 3]")
+@click.option("--max-unmatched", type=float, metavar="FRACTION", help="Most rows without a teacher's answer; they learn from labels alone.  [default: 0.01]")
+@click.option("--allow-offline", is_flag=True, help="Let the student use inputs that a trigger does not have.")
+@click.option("--resume", metavar="DIR", type=click.Path(path_type=Path), help="Continue a run exactly where it was; with --for, to a later end.")
+@click.option("--inexact", is_flag=True, help="Resume although versions or machine differ and the result will not be the same to the bit.")
+@click.option("--dry-run", is_flag=True, help="Open the files, compile, run one step, print shapes, memory and speed; write nothing.")
+@click.option(
+    "--config", metavar="FILE", type=click.Path(path_type=Path), help="A configuration, for instance RUN/config.yaml; flags and HLT_TRAIN_DISTIL_* win over it."
+)
+@set_option
+@json_option
+@quiet_option
+@click.pass_context
+def command(ctx: click.Context, /, **options: Any) -> None:
+    """Train a student that imitates the network of TEACHER_RUN (at BEST) in fixed-point arithmetic.
+
+    Formats: --set precision.weights='fixed<8,auto>' (also bias, activations, inputs; per layer: precision.layers.dense_0.weights); auto chooses integer bits
+    after a float warm-up over --set warmup=0.5 of the steps. --set precision=null trains a float student.
+    """
+    from hlt_train.progress import Progress
+
+    progress = Progress(quiet=options["quiet"])
+    result = _resume(ctx, progress) if options["resume"] is not None else _distil(ctx, progress)
+    progress.close()
+    emit(result, as_json=options["as_json"], text=_trial if options["dry_run"] else _summary)
+
+
+def _resume(ctx: click.Context, progress: Any) -> dict[str, Any]:
+    options = ctx.params
+    extra = [p for p in ctx.params if p not in WITH_RESUME and ctx.get_parameter_source(p) == click.core.ParameterSource.COMMANDLINE]
+    if extra:
+        names = ", ".join(f"'{name.replace('_', '-')}'" for name in extra)
+        raise UsageError(f"--resume continues the run as it is configured; it does not take {names}", then="a new --run with --config")
+    from hlt_train.distil import resume
+
+    return resume(options["resume"], length=options["length"], inexact=options["inexact"], progress=progress)
+
+
+def _distil(ctx: click.Context, progress: Any) -> dict[str, Any]:
+    from hlt_train.configuration import check, merge
+    from hlt_train.run import read_config
+
+    options = ctx.params
+    if options["run"] is None and not options["dry_run"]:
+        raise UsageError("distil needs a directory to write", then="hlt-train distil TEACHER_RUN --run DIR (or --dry-run)")
+    stored = {} if options["config"] is None else read_config(options["config"])
+    content = merge(stored, given(ctx, KEYS), assignments(ctx))
+    if options["teacher"] is not None:
+        content["teacher"] = str(options["teacher"].absolute())
+    if content.get("teacher") is None:
+        raise UsageError("distil needs a teacher", then="hlt-train distil TEACHER_RUN --run DIR")
+    if options["lr_scan"] is not None:
+        content["lr_scan"] = _rates(options["lr_scan"])
+    content |= _cards(options, content)
+
+    from hlt_train.distil import DistilConfig, distil, dry_run
+
+    config = check(DistilConfig, content, where=str(options["config"] or ""))
+    return dry_run(config, progress=progress) if options["dry_run"] else distil(config, options["run"], progress=progress)
+
+
+def _cards(options: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """The student's card and, where it is not simply that of its run, the teacher's."""
+    from hlt_train.run import read_config
+
+    own: dict[str, Any] = read_config(Path(content["teacher"])).get("card") or {}
+    card = card_content(options["card"], content)
+    if options["teacher_files"] and card is None:
+        raise UsageError("--teacher-files goes with --card; without it --files are those of teacher and student")
+    found: dict[str, Any] = {}
+    if options["teacher_files"]:
+        found["teacher_card"] = override_files(own, options["teacher_files"], {})
+    if card is not None:
+        found["card"] = override_files(card, options["files"], {})
+    elif options["files"]:
+        found["card"] = found["teacher_card"] = override_files(own, options["files"], {})
+    return found
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--lr-scan takes learning rates separated by commas, got '{text}'", then="for instance --lr-scan 0.003,0.01,0.03") from error
+
+
+def _summary(result: dict[str, Any]) -> str:
+    from hlt_train.report.table import table
+
+    rows = [["run", result["run"]], ["model", f"{result['model']}, {result['parameters']:,} parameters"]]
+    teacher = result["teacher"]
+    rows.append(["teacher", f"{teacher['path']}, step {teacher['step']:,}"])
+    if "steps" in result:
+        warm = f", after {result['warmup_steps']:,} steps of float warm-up" if result["warmup_steps"] else ""
+        rows.append(["trained", f"{result['steps']:,} steps ({result['stopped']}){warm}"])
+    golden = result["golden"]
+    if golden is not None:
+        rows.append(["golden evaluator, validation", f"cross-entropy {golden['cross_entropy']:.5g}, accuracy {golden['accuracy']:.5g}"])
+        rows.append(["training forward differs in", f"{golden['differing_rows']:,} of {golden['rows']:,} rows"])
+        rows.append(["accumulators", f"{golden['accumulator_bits']} bits{', exact in float32' if golden['float32_exact'] else ''}"])
+        for name, roles in result["formats"]["layers"].items():
+            beyond = max(result["saturation"].get(name, {"": 0.0}).values())
+            rows.append(
+                [f"formats of {name}", ", ".join(f"{role} {text.partition(',h')[0]}" for role, text in roles.items()) + f"; {100 * beyond:.2g} % saturate"]
+            )
+    for point in result.get("working_points") or []:
+        efficiency = point["efficiency"]
+        rows.append([f"{point['name']} ({point['request']})", f"efficiency {efficiency['value']:.4f} [{efficiency['low']:.4f}, {efficiency['high']:.4f}]"])
+    text = table(rows, ["distil", ""])
+    return text if "comparison" not in result else f"{text}\n\n{_comparison(result['comparison'])}"
+
+
+def _comparison(found: dict[str, Any]) -> str:
+    from hlt_train.report.table import table
+
+    def line(name: str, rate: float | None, figures: dict[str, Any]) -> list[str]:
+        seeds = "" if figures.get("seeds_error") is None else f"{figures['seeds_error']:.4f}"
+        significance = "" if figures.get("significance") is None else f"{figures['significance']:.1f}"
+        return [name, "" if rate is None else f"{rate:g}", f"{figures['value']:.4f}", seeds, f"{figures['events_error']:.4f}", significance]
+
+    rows = [line(arm, found["learning_rates"][arm], figures) for arm, figures in found["arms"].items()]
+    rows.append(line("distilled - alone", None, found["difference"]))
+    if found["teacher"] is not None:
+        rows.append(line("teacher", None, found["teacher"]))
+        rows += [line(f"{arm} / teacher", None, figures) for arm, figures in found["ratio"].items()]
+    header = [f"{found['figure']} at {found['request']}", "learning rate", "mean", "error (seeds)", "error (events)", "value / error"]
+    return table(rows, header) + f"\n{found['seeds']} seeds, {found['split']} split; the run is {found['chosen']}"
+
+
+def _trial(result: dict[str, Any]) -> str:
+    from hlt_train.report.table import table
+
+    rows = [[key.replace("_", " "), value if isinstance(value, str) else f"{value}"] for key, value in result.items() if key != "parameters"]
+    rows += [[f"parameter {name}", str(shape)] for name, shape in result["parameters"].items()]
+    return table(rows, ["dry run", ""])

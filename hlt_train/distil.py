@@ -1,0 +1,209 @@
+"""`distil`: train a student, fixed point by default, from a teacher run; `resume` continues it, `dry_run` tries it.
+
+A student is trained in two stages that share its steps: a float warm-up (in `RUN/warmup`, a run of its own), then training on the grid of its formats from
+the warm-up's best weights. Formats that say `auto` are chosen between the two, from the ranges that the warm-up reached. The teacher's logits are computed
+once, by identity (`hlt_train.teacher_logits`); the teacher is never part of the student. Every figure of a fixed-point student that is reported comes from
+the golden evaluator.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from hlt_train import checkpoints, devices
+from hlt_train.calibration import calibrate, needs_calibration
+from hlt_train.configuration import check, merge, steps_of
+from hlt_train.data import normalise
+from hlt_train.data.dataset import Dataset
+from hlt_train.errors import Interrupted, UsageError
+from hlt_train.files import check_new, write_document
+from hlt_train.precision.config import Precision
+from hlt_train.preparation import assemble, check_same, describe, row_counts, train
+from hlt_train.progress import Progress
+from hlt_train.restore import ModelSpec, build_model, load_run, parameters, with_params, write_model
+from hlt_train.run import Run, read_config
+from hlt_train.student import ROWS, golden_figures, refuse_saturated, saturation
+from hlt_train.study import DistilConfig, Study, check_config, float_form, losses_of, open_study, precision_of
+from hlt_train.training import Trainer
+from hlt_train.trial import trial
+from hlt_train.types import Features
+
+__all__ = ["STUDENT", "DistilConfig", "distil", "dry_run", "finished", "resume", "train_student"]
+
+STUDENT = "student.json"
+Restore = Literal["same", "extended"] | None
+
+
+def distil(config: DistilConfig, path: Path, *, progress: Progress) -> dict[str, Any]:
+    """Train a new student (or, with `seeds`, all of a comparison) in `path`. Raises `Interrupted` after saving when a signal comes."""
+    devices.prepare(config.devices)
+    mesh = devices.mesh(config.devices)
+    check_new(path, option="--run")
+    check_config(config, mesh)
+    with Run.create(path) as run:
+        try:
+            study = open_study(config, mesh, run.path, progress)
+        except BaseException:
+            run.discard()
+            raise
+        with study.dataset:
+            return _train(study, run, progress, restore=None)
+
+
+def resume(path: Path, *, length: str | None = None, inexact: bool = False, progress: Progress) -> dict[str, Any]:
+    """Continue a student, or a comparison, where it was: to its end or to a later one (`length`, not for comparisons)."""
+    with Run.open(path) as run:
+        stored = read_config(run.path)
+        if stored.get("verb") != "distil":
+            raise UsageError(f"this run was made by '{stored.get('verb')}'", where=str(run.path), then=f"hlt-train {stored.get('verb')} --resume {path}")
+        config = check(DistilConfig, merge(stored, {} if length is None else {"for": length}), where=str(run.path / "config.yaml"))
+        if length is not None and config.seeds is not None:
+            raise UsageError("a comparison over seeds has a fixed length", where=str(run.path), then="a new --run with another --for")
+        devices.prepare(config.devices, run.provenance()["environment"]["nproc"])
+        mesh = devices.mesh(config.devices)
+        study = open_study(config, mesh, run.path, progress, inputs=normalise.load(run.path / "normalisation.json"))
+        with study.dataset:
+            return _train(study, run, progress, restore="same" if length is None else "extended", inexact=inexact)
+
+
+def dry_run(config: DistilConfig, *, progress: Progress) -> dict[str, Any]:
+    """Open everything, compile, run one step; the network stays float where its formats are still to be chosen. Writes no run."""
+    devices.prepare(config.devices)
+    mesh = devices.mesh(config.devices)
+    check_config(config, mesh)
+    study = open_study(config, mesh, None, progress)
+    with study.dataset:
+        precision = precision_of(study.spec)
+        spec = float_form(study.spec) if precision is not None and needs_calibration(precision) else study.spec
+        network = build_model(spec, study.inputs, config.seed)
+        ready = assemble(config, study.dataset, study.inputs, spec, parameters(network), losses_of(study, network), mesh, None, study.extra)
+        tried = trial(Trainer(ready.task, ready.plan, ready.strategy, mesh, None, progress, ready.schedule))
+    groups = {g.name: list(g.shape) for g in study.inputs.groups}
+    return {"inputs": groups, "outputs": list(spec.outputs), "rows": row_counts(study.dataset), "teacher": study.figures, **tried}
+
+
+def _train(study: Study, run: Run, progress: Progress, restore: Restore, *, inexact: bool = False) -> dict[str, Any]:
+    try:
+        if study.config.seeds is not None:
+            from hlt_train.seeds import compare
+
+            return compare(study, run, progress, restore=restore, inexact=inexact)
+        return train_student(study, run, progress, restore=restore, inexact=inexact)
+    except Interrupted as stop:
+        raise Interrupted(stop.what, where=stop.where, then=f"hlt-train distil --resume {run.path}") from stop
+
+
+def train_student(study: Study, run: Run, progress: Progress, *, restore: Restore, inexact: bool = False) -> dict[str, Any]:
+    """One student in `run`: warm-up, formats, training on the grid, golden figures."""
+    config, spec = study.config, study.spec
+    total = steps_of(config.length, rows=study.dataset.size("train"), steps_per_epoch=-(-study.dataset.size("train") // config.batch))
+    warm = _warm_steps(run, config, total) if spec.precision is not None else 0
+    main = config.model_copy(update={"length": f"{total - warm}steps", "learning_rate": config.learning_rate * (config.fine_tune if warm else 1)})
+    network = build_model(float_form(spec) if warm else spec, study.inputs, config.seed)
+    if restore is None:
+        _write(study, run, main, spec, network)
+    if warm:
+        network = _warmed(study, run, warm, progress)
+        spec = _decided(study, network, spec)
+        network = with_params(build_model(spec, study.inputs, config.seed), _carried(network, build_model(spec, study.inputs, config.seed)))
+        write_model(run.path, spec)
+    started = checkpoints.pointed(run.path, "LAST") is not None
+    if spec.precision is not None and not started:
+        _check_saturation(study, network, spec)
+    ready = assemble(main, study.dataset, study.inputs, spec, parameters(network), losses_of(study, network), study.mesh, None, study.extra)
+    if restore is not None:
+        check_same(ready, study.mesh, run, inexact=inexact)
+        run.write_config(config.stored())
+    summary = train(ready, study.mesh, run, progress, restore=restore if started else None)
+    return _report(study, run, {**summary, "warmup_steps": warm})
+
+
+def _write(study: Study, run: Run, main: DistilConfig, spec: ModelSpec, network: Any) -> None:
+    """The directory before the first step."""
+    ready = assemble(main, study.dataset, study.inputs, spec, parameters(network), losses_of(study, network), study.mesh, None, study.extra)
+    stored = study.config.model_copy(update={"devices": ready.config.devices})
+    describe(ready._replace(config=stored), study.mesh, run, {"teacher": study.figures})
+
+
+def _warm_steps(run: Run, config: DistilConfig, total: int) -> int:
+    """Steps of the warm-up: of the one that is there, else the configured share."""
+    if (run.path / "warmup" / "config.yaml").is_file():
+        return steps_of(str(read_config(run.path / "warmup")["for"]), rows=1, steps_per_epoch=1)
+    return min(round(config.warmup * total), total - 1)
+
+
+def _warmed(study: Study, run: Run, steps: int, progress: Progress) -> Any:
+    """The float network at the warm-up's BEST; trains it, or the rest of it, first."""
+    folder = run.path / "warmup"
+    config = study.config.model_copy(update={"length": f"{steps}steps", "precision": None, "seeds": None, "lr_scan": None})
+    spec = float_form(study.spec)
+    network = build_model(spec, study.inputs, config.seed)
+    ready = assemble(config, study.dataset, study.inputs, spec, parameters(network), losses_of(study, network), study.mesh, None, study.extra)
+    again = (folder / "config.yaml").is_file()
+    with Run.open(folder) if again else Run.create(folder) as own:
+        if not again:
+            describe(ready, study.mesh, own)
+        trainer = Trainer(ready.task, ready.plan, ready.strategy, study.mesh, own, progress, ready.schedule)
+        if again:
+            trainer.restore(extended=False)
+        if trainer.tally.step < ready.plan.steps and not trainer.tally.stopped_early:
+            progress(f"float warm-up: {ready.plan.steps:,} steps")
+            trainer.train()
+    return load_run(folder).model
+
+
+def _carried(trained: Any, student: Any) -> Any:
+    """The float network's parameters in the shape of the student's."""
+    return checkpoints.to_tree(checkpoints.to_arrays(parameters(trained)), parameters(student), where="warmup")
+
+
+def _decided(study: Study, network: Any, spec: ModelSpec) -> ModelSpec:
+    """The student's description with concrete formats."""
+    precision = precision_of(spec)
+    if precision is None or not needs_calibration(precision):
+        return spec
+
+    def build(wanted: Precision | None) -> Any:
+        return build_model(spec._replace(precision=None if wanted is None else wanted.to_config()), study.inputs, study.config.seed)
+
+    rows = normalise.apply(study.inputs, some_rows(study.dataset))
+    return spec._replace(precision=calibrate(build, network, precision, rows).to_config())
+
+
+def some_rows(dataset: Dataset, most: int = ROWS) -> Features:
+    """Raw features of at most `most` training rows, spread evenly over the clusters; at most 32 clusters are read."""
+    clusters = np.flatnonzero(dataset.counts["train"])
+    chosen = clusters[np.unique(np.linspace(0, len(clusters) - 1, 32).round().astype(np.int64))]
+    rows = dataset.rows(chosen.tolist(), "train", columns="training").x
+    n = len(next(iter(rows.groups.values())))
+    picked = np.unique(np.linspace(0, n - 1, most).round().astype(np.int64))
+    return Features({k: v[picked] for k, v in rows.groups.items()}, {k: v[picked] for k, v in rows.counts.items()})
+
+
+def _check_saturation(study: Study, network: Any, spec: ModelSpec) -> dict[str, dict[str, float]]:
+    found = saturation(network, study.inputs, some_rows(study.dataset))
+    precision = precision_of(spec)
+    assert precision is not None
+    refuse_saturated(found, {layer: {role: str(precision.format(layer, role)) for role in roles} for layer, roles in found.items()})
+    return found
+
+
+def _report(study: Study, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
+    """Golden figures at BEST; `student.json` is written last and marks a finished student."""
+    loaded = load_run(run.path)
+    student: dict[str, Any] = {"parameters": summary["parameters"], "teacher": study.figures, "formats": None, "golden": None, "saturation": None}
+    precision = precision_of(loaded.spec)
+    if precision is not None:
+        saturated = _check_saturation(study, loaded.model, loaded.spec)
+        student |= {"formats": precision.to_config(), "golden": golden_figures(loaded, study.dataset), "saturation": saturated}
+    student |= {"temperature": study.config.temperature, "lambda": study.config.share, "learning_rate": study.config.learning_rate}
+    write_document(run.path / STUDENT, "hlt-train/student", 1, student)
+    return {**summary, **student}
+
+
+def finished(path: Path) -> bool:
+    """Whether the student in `path` was trained to its end."""
+    return (path / STUDENT).is_file()

@@ -1,0 +1,102 @@
+"""A student looked at as the integers it is: golden figures, proof, and how much its formats saturate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import equinox as eqx
+import numpy as np
+from scipy.special import log_softmax
+
+from hlt_train.calibration import dense_layers
+from hlt_train.cost import cost
+from hlt_train.data import normalise
+from hlt_train.data.dataset import Dataset
+from hlt_train.errors import RunFailed
+from hlt_train.graph import Graph, evaluate
+from hlt_train.precision.fixed import FixedFormat
+from hlt_train.proof import prove
+from hlt_train.restore import Loaded, predict_rows
+from hlt_train.types import Features, Inputs
+
+__all__ = ["golden_figures", "lowered", "refuse_saturated", "saturation"]
+
+ROWS = 8192  # of the training split, for ranges and saturation
+HOPELESS = 0.5  # fraction of a layer's values beyond its format above which training makes no sense
+
+
+def lowered(loaded: Loaded) -> Graph:
+    """The graph of a run's network."""
+    score = None if loaded.spec.score is None else np.array(loaded.spec.score, np.int64)
+    graph: Graph = loaded.model.lower(loaded.inputs, loaded.names, score)  # type: ignore[attr-defined]
+    return graph
+
+
+def golden_figures(loaded: Loaded, dataset: Dataset) -> dict[str, Any]:
+    """What the golden evaluator says on the validation split: cross-entropy and accuracy with training weights, and how often the training forward differs.
+
+    Raises:
+        RunFailed: the proof holds and yet the training forward differs: a fault of the program, never of the data.
+    """
+    graph = lowered(loaded)
+    f = graph.structure[graph.output.name].f
+    assert f is not None, "a fixed-point network"
+    classes = len(loaded.card.labels.classes)
+    total = loss = right = 0.0
+    rows = differing = 0
+    for part in dataset.iterate("validation", columns="training"):
+        integers = evaluate(graph, part.x)
+        values = np.ldexp(integers.astype(np.float64), -f.astype(np.int32))
+        differing += int((values != predict_rows(loaded, part.x)).any(axis=1).sum())
+        logits = values[:, :classes]
+        chosen = np.take_along_axis(log_softmax(logits, axis=1), part.label[:, None].astype(np.int64), axis=1)[:, 0]
+        loss -= float(part.weight @ chosen)
+        right += float(part.weight @ (logits.argmax(axis=1) == part.label))
+        total += float(part.weight.sum())
+        rows += len(part)
+    proofs = prove(graph)
+    exact = all(proof.f24 for proof in proofs.values())
+    if exact and differing:
+        raise RunFailed(f"{differing:,} of {rows:,} rows differ between training and the golden evaluator although the proof holds", then="report this")
+    figures = {"cross_entropy": loss / total, "accuracy": right / total, "rows": rows}
+    return {**figures, "differing_rows": differing, "float32_exact": exact, "accumulator_bits": max(p.acc_bits for p in proofs.values()), "cost": cost(graph)}
+
+
+def saturation(model: eqx.Module, inputs: Inputs, x: Features) -> dict[str, dict[str, float]]:
+    """Layer -> role -> fraction of the values beyond the range of the format.
+
+    Args:
+        model: a fixed-point network.
+        inputs: its normalisation.
+        x: raw features of some thousand rows.
+    """
+    found: dict[str, dict[str, float]] = {}
+    traced = model.trace(normalise.apply(inputs, x))  # type: ignore[attr-defined]
+    for layer in dense_layers(model):
+        if layer.formats is None:
+            continue
+        found[layer.name] = {
+            "weights": _beyond(np.asarray(layer.linear.weight), layer.formats.weights),
+            "bias": _beyond(np.asarray(layer.linear.bias), layer.formats.bias),
+        }
+        if layer.formats.out is not None:
+            found[layer.name]["activations"] = _beyond(np.asarray(traced[layer.name]), layer.formats.out)
+    return found
+
+
+def _beyond(values: np.ndarray, to: FixedFormat) -> float:
+    step = 2.0**-to.f
+    return float(np.mean((values < (to.lo - 0.5) * step) | (values > (to.hi + 0.5) * step)))
+
+
+def refuse_saturated(found: dict[str, dict[str, float]], formats: dict[str, dict[str, str]]) -> None:
+    """Stop where most values of a layer lie beyond its format: whatever is learnt, such a student cannot hold it."""
+    for layer, roles in found.items():
+        for role, fraction in roles.items():
+            if fraction > HOPELESS:
+                text = formats.get(layer, {}).get(role, "")
+                raise RunFailed(
+                    f"the {role} of '{layer}' saturate: {100 * fraction:.0f} % lie beyond their format {text}",
+                    where=f"precision.layers.{layer}.{role}",
+                    then=f"more integer bits, or auto: --set precision.layers.{layer}.{role}='{'u' if role == 'activations' else ''}fixed<8,auto>'",
+                )

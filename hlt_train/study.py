@@ -1,0 +1,166 @@
+"""What a student is trained from: the configuration of `distil`, and the teacher, card, normalisation and logits that all students of a command share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import equinox as eqx
+import numpy as np
+from jax.sharding import Mesh
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+
+from hlt_train.calibration import needs_calibration
+from hlt_train.configuration import merge
+from hlt_train.data import normalise
+from hlt_train.data.card import Card
+from hlt_train.data.dataset import Dataset, open_dataset
+from hlt_train.distillation_loss import Head, Soft, head_of, student_losses
+from hlt_train.errors import UsageError
+from hlt_train.precision.config import Precision
+from hlt_train.preparation import TrainingConfig, check_batch, check_names
+from hlt_train.progress import Progress
+from hlt_train.restore import Loaded, ModelSpec, build_model, load_run
+from hlt_train.scorers import discriminant_of
+from hlt_train.teacher_logits import soft_targets
+from hlt_train.types import Inputs
+from hlt_train.validation import Losses
+
+__all__ = ["DistilConfig", "Study", "check_config", "float_form", "losses_of", "open_study", "precision_of", "undecided"]
+
+DISCRIMINANT = "discriminant"
+
+
+class DistilConfig(TrainingConfig):
+    """Everything that `distil` can be told; the keys of `config.yaml`."""
+
+    verb: Literal["distil"] = "distil"
+    teacher: str
+    teacher_card: Card | None = None  # how the teacher reads its own inputs; None: the card of its run
+    learning_rate: PositiveFloat = 0.01
+    precision: dict[str, Any] | None = Field(default_factory=dict)  # None: a float student
+    temperature: PositiveFloat = 2.0
+    share: float = Field(1.0, ge=0, le=1, alias="lambda")
+    warmup: float = Field(0.5, ge=0, lt=1)
+    fine_tune: PositiveFloat = 1.0  # factor of the learning rate after the warm-up
+    max_unmatched: NonNegativeFloat = 0.01
+    allow_offline: bool = False
+    seeds: PositiveInt | None = None
+    lr_scan: list[PositiveFloat] | None = None
+
+    @field_validator("model")
+    @classmethod
+    def _student(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return merge({"name": "mlp", "widths": [32, 32]}, value)
+
+    @field_validator("precision")
+    @classmethod
+    def _complete(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else Precision.from_config(value).to_config()
+
+
+class Study(NamedTuple):
+    """What all students of one command share.
+
+    Attributes:
+        dataset: of the student's card, open.
+        spec: of the student, its formats as they were asked for.
+        classes: number of classes.
+        head: of the discriminant output, None where the logits suffice.
+        extra: the teacher's logits, for the streams; empty where no student listens to the teacher.
+        figures: what is to be reported of the teacher and its logits.
+    """
+
+    config: DistilConfig
+    teacher: Loaded
+    dataset: Dataset
+    inputs: Inputs
+    spec: ModelSpec
+    classes: int
+    head: Head | None
+    extra: Mapping[str, Mapping[str, np.ndarray]]
+    figures: dict[str, Any]
+    mesh: Mesh
+
+
+def check_config(config: DistilConfig, mesh: Mesh) -> None:
+    """What can be refused before anything is read."""
+    check_batch(config, mesh)
+    check_names(config)
+    if config.lr_scan is not None and config.seeds is None:
+        raise UsageError("--lr-scan compares learning rates of a comparison", then="add --seeds N, or give --learning-rate")
+    precision = None if config.precision is None else Precision.from_config(config.precision)
+    if precision is not None and needs_calibration(precision) and config.warmup == 0:
+        raise UsageError("formats that say auto need a float warm-up", where="warmup", then="--set warmup=0.5, or formats such as fixed<8,2> and ufixed<8,3>")
+
+
+def open_study(config: DistilConfig, mesh: Mesh, folder: Path | None, progress: Progress, inputs: Inputs | None = None) -> Study:
+    """Teacher, card, normalisation and the teacher's logits, which are kept in `folder`; `inputs`: those of a resumed run."""
+    teacher = load_run(Path(config.teacher))
+    own = teacher.card if config.teacher_card is None else config.teacher_card
+    card = own if config.card is None else config.card
+    config = config.model_copy(update={"card": card, "teacher": str(teacher.path.resolve())})
+    _refuse_offline(card, allowed=config.allow_offline)
+    spec, head = _spec(config, card)
+    progress("opening the files")
+    dataset = open_dataset(card, threads=config.threads)
+    try:
+        for warning in dataset.warnings:
+            progress(f"warning: {warning}")
+        if inputs is None:
+            inputs = normalise.fit_normalisation(dataset)
+        build_model(spec if not undecided(spec) else float_form(spec), inputs, config.seed)  # refuses formats and options before the first step
+        figures: dict[str, Any] = {"path": config.teacher, "step": teacher.step, "which": teacher.which, "classes": list(teacher.card.labels.classes)}
+        extra: Mapping[str, Mapping[str, np.ndarray]] = {}
+        if config.share > 0:
+            soft = soft_targets(teacher._replace(card=own), dataset, folder, most_unmatched=config.max_unmatched, progress=progress)
+            extra, figures = soft.extra, {**figures, **soft.figures}
+    except BaseException:
+        dataset.close()
+        raise
+    return Study(config, teacher, dataset, inputs, spec, len(card.labels.classes), head, extra, figures, mesh)
+
+
+def _refuse_offline(card: Card, *, allowed: bool) -> None:
+    offline = [name for name, group in card.inputs.items() if group.available == "offline"]
+    if offline and not allowed:
+        then = "a --card with online inputs, or --allow-offline for a study"
+        raise UsageError(f"a trigger does not have the offline inputs {', '.join(offline)}", where=f"card '{card.name}', inputs.{offline[0]}", then=then)
+
+
+def _spec(config: DistilConfig, card: Card) -> tuple[ModelSpec, Head | None]:
+    """Outputs and score: a fixed-point student of one signal and one background class cuts on a difference of logits, otherwise on one more output."""
+    classes = tuple(card.labels.classes)
+    spec = ModelSpec.of({**config.model, "precision": config.precision}, classes)
+    sides = discriminant_of(card)
+    if config.precision is None or sides is None:
+        return spec, None
+    if len(sides.signal) == len(sides.background) == 1:
+        return spec._replace(score=tuple(int(c in sides.signal) - int(c in sides.background) for c in classes)), None
+    if DISCRIMINANT in classes:
+        raise UsageError(f"a class cannot be called '{DISCRIMINANT}': that is the student's extra output", where="labels.classes")
+    head = head_of(classes, sides.signal, sides.background)
+    return spec._replace(outputs=(*classes, DISCRIMINANT), score=(*(0 for _ in classes), 1)), head
+
+
+def precision_of(spec: ModelSpec) -> Precision | None:
+    """The formats of a network, None for a float one."""
+    return None if spec.precision is None else Precision.from_config(spec.precision)
+
+
+def undecided(spec: ModelSpec) -> bool:
+    """Whether some format still says `auto`."""
+    precision = precision_of(spec)
+    return precision is not None and needs_calibration(precision)
+
+
+def float_form(spec: ModelSpec) -> ModelSpec:
+    """The same network without formats."""
+    return spec._replace(precision=None, score=None)
+
+
+def losses_of(study: Study, network: eqx.Module) -> Losses:
+    """The loss of one of its networks."""
+    config = study.config
+    return student_losses(network, study.classes, Soft(config.temperature, config.share) if config.share > 0 else None, study.head)
