@@ -20,6 +20,10 @@ NEVER_JAX = (
     "hlt_train.data",
     "hlt_train.report",
     "hlt_train.vectors",
+    *(
+        f"hlt_train.{name}"
+        for name in ("nodes", "arithmetic", "structure", "floating", "golden", "marking", "cost", "graph_document", "decisions", "certify", "selftest", "ulp")
+    ),
     "hlt_train.files",
     "hlt_train.types",
 )
