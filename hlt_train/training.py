@@ -103,7 +103,7 @@ class Trainer:
         self.task, self.plan, self.mesh, self.progress, self.learning_rate = task, plan, mesh, progress, learning_rate
         self._run = run
         self.resident = self._stays()
-        steps = portion_steps(plan.scan, task.batch, task.train.row_bytes)
+        steps = portion_steps(plan.scan, task.batch, task.train.row_bytes, task.train.steps_per_epoch)
         self.feed: Resident | Streamed = (Resident if self.resident else Streamed)(task.train, mesh, steps, task.batch)
         self.lockstep = Lockstep(strategy, mesh, self._gradient, self.feed.select, seed=plan.seed, steps=steps)
         self.validate = Validator(task.losses, task.validation, mesh, resident=self.resident)

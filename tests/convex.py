@@ -43,7 +43,9 @@ def deal(batches: tuple[np.ndarray, np.ndarray], workers: int) -> tuple[np.ndarr
 
 
 def build(rule: Strategy, workers: int, steps: int, seed: int = 7) -> Lockstep:
-    return Lockstep(rule, devices.mesh(workers), gradient, lambda _resident, portion: portion, seed=seed, steps=steps)
+    return Lockstep(
+        rule, devices.mesh(workers), gradient, lambda _resident, portion: lambda i: jax.tree.map(lambda leaf: leaf[i], portion), seed=seed, steps=steps
+    )
 
 
 def run(lockstep: Lockstep, batches: tuple[np.ndarray, np.ndarray], carry: Carry | None = None) -> tuple[Carry, np.ndarray]:

@@ -32,8 +32,13 @@ def test_edges_cover_and_meet_every_multiple(start: int, length: int, most: int,
 
 
 def test_wide_rows_make_short_dispatches() -> None:
-    assert portion_steps(32, 512, 100) == 32
-    assert portion_steps(32, 1024, 1 << 20) == 1
+    assert portion_steps(32, 512, 100, 320) == 32
+    assert portion_steps(32, 1024, 1 << 20, 320) == 1
+
+
+def test_dispatches_are_evened_out_over_the_epoch() -> None:
+    assert portion_steps(32, 512, 100, 71) == 24
+    assert portion_steps(32, 512, 100, 5) == 5
 
 
 def test_ahead_raises_where_the_item_was_due() -> None:
@@ -71,7 +76,7 @@ def test_resident_rows_are_the_streams_rows(workers: int, tmp_path: Path) -> Non
                 assert a.steps == b.steps
                 for worker in range(workers):
                     cut = [jax.tree.map(lambda leaf, w=worker: leaf[w], tree) for tree in (kept.resident, a.data, b.data)]
-                    x, y = jax.device_get(kept.select(cut[0], cut[1])), jax.device_get(streamed.select((), cut[2]))
+                    x, y = (jax.device_get(jax.vmap(at)(np.arange(a.steps))) for at in (kept.select(cut[0], cut[1]), streamed.select((), cut[2])))
                     real = y.weight != 0
                     np.testing.assert_array_equal(x.weight, y.weight)
                     np.testing.assert_array_equal(x.label[real], y.label[real])

@@ -51,7 +51,7 @@ class Lockstep:
         strategy: must have quorum 0; what lockstep cannot run is refused by name.
         mesh: see `devices.mesh`.
         gradient: (params, batch, key) -> (loss, grads) of one worker's batch.
-        select: (resident, portion) -> batches with a leading axis of `steps`; makes on the device what the steps of one call train on.
+        select: (resident, portion) -> (i -> batch): on a device, what step i of a call trains on. What it does before it knows i is done once per call.
         seed: of all actors' keys.
         steps: most batches per call.
     """
@@ -61,7 +61,7 @@ class Lockstep:
         strategy: Strategy,
         mesh: Mesh,
         gradient: Callable[[Params, Any, Any], tuple[Any, Grads]],
-        select: Callable[[PyTree, PyTree], PyTree],
+        select: Callable[[PyTree, PyTree], Callable[[Any], PyTree]],
         *,
         seed: int,
         steps: int,
@@ -104,13 +104,13 @@ class Lockstep:
         return Carry(place(worker, self.mesh), replicate(server, self.mesh), replicate(step, self.mesh))
 
     def _run(self, carry: Carry, resident: PyTree, portion: PyTree, n: Any) -> tuple[Carry, jax.Array]:
-        batches = self._select(resident, portion)
+        batch = self._select(resident, portion)
         me = lax.axis_index(AXIS)
 
         def body(i: Any, state: tuple[Carry, jax.Array]) -> tuple[Carry, jax.Array]:
             (w, s, t), losses = state
             for_loss, for_ask = jax.random.split(actor_key(self.seed, me, t))
-            loss, grads = self._gradient(self.strategy.point(w), jax.tree.map(lambda leaf: leaf[i], batches), for_loss)
+            loss, grads = self._gradient(self.strategy.point(w), batch(i), for_loss)
             w = self.strategy.step(w, loss, grads)
             if self.strategy.every == 1:
                 w, s = self._exchange(w, s, for_ask, me)
