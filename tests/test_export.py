@@ -47,6 +47,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def student(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The teacher's weights read as a fixed-point network that cuts on t minus q."""
     path = Path(shutil.copytree(teacher, tmp_path_factory.mktemp("runs") / "student"))
+    (path / "working_points.json").unlink()  # they are the teacher's
     model = read_document(path / "model.json", "hlt-train/model", 1)
     precision = Precision(weights="fixed<8,3>", bias="fixed<8,3>", activations="ufixed<8,4>", inputs="fixed<10,4>")
     content = {**model, "precision": precision.to_config(), "score": [0, -1, 0, 0, 1]}
