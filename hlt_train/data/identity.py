@@ -22,7 +22,7 @@ UNUSED = 3  # selected, but in no split
 NOT_SELECTED = 255
 
 _RECORD = np.dtype([("hash", "<u8"), ("entry", "<i8")])
-_AT_ONCE = 1 << 22  # records sorted at once: 64 MB
+_AT_ONCE = 1 << 18  # records in memory at once: 4 MB
 
 
 def identity_hashes(sample: str, identity: np.ndarray) -> np.ndarray:
@@ -79,9 +79,9 @@ def keys(samples: tuple[str, ...], sample: np.ndarray, identity: np.ndarray, obj
 class Spool:
     """Collects the identity hashes of one sample on disk and finds duplicates in bounded memory.
 
-    16 bytes of disk per entry while the dataset opens. The hashes are sorted in portions of about four million, by their leading bits, each in one pass over
-    the file. Two different identities share a hash with probability n^2 / 2^65 (3 % of having one such pair among a thousand million entries); candidates are
-    therefore compared by their identities before they are named, but not before they are counted.
+    16 bytes of disk per entry while the dataset opens (32 for a moment). The hashes are dealt by their leading bits into files of about 260 thousand, and each
+    is sorted in memory: 4 MB up to 67 million entries of a sample, then entries / 256 at once. Two different identities share a hash with probability
+    n^2 / 2^65 (3 % for one such pair among a thousand million entries); whoever names a pair compares the identities.
     """
 
     def __init__(self, path: Path) -> None:
@@ -98,26 +98,32 @@ class Spool:
         self.records += len(records)
 
     def duplicates(self, most: int = 3) -> tuple[int, list[tuple[int, int]]]:
-        """How many entries repeat an earlier one, and the first pairs (entry, entry that repeats it). Removes the file."""
-        if not self.records:
-            return 0, []
-        bits = max(0, (self.records - 1).bit_length() - (_AT_ONCE - 1).bit_length())
+        """How many entries repeat an earlier one, and the first pairs (entry, entry that repeats it). Removes the files."""
         count = 0
         pairs: list[tuple[int, int]] = []
-        for portion in range(1 << bits):
-            records = self._portion(portion, bits)
+        for path in self._parts():
+            records = np.fromfile(path, _RECORD)
+            path.unlink()
             records = records[np.argsort(records["hash"], kind="stable")]
             again = np.flatnonzero(records["hash"][1:] == records["hash"][:-1])
             count += len(again)
-            pairs += [(int(records["entry"][i]), int(records["entry"][i + 1])) for i in again[:most]]
-        self.path.unlink()
-        return count, sorted(pairs)[:most]
+            pairs += [(int(records["entry"][i]), int(records["entry"][i + 1])) for i in again]
+            pairs = sorted(pairs)[:most]
+        return count, pairs
 
-    def _portion(self, portion: int, bits: int) -> np.ndarray:
-        found = []
+    def _parts(self) -> list[Path]:
+        """Deal the records into files by the leading bits of their hash, so that each fits into memory."""
+        if not self.records:
+            return []
+        bits = min(8, max(0, (self.records - 1).bit_length() - (_AT_ONCE - 1).bit_length()))
+        if bits == 0:
+            return [self.path]
+        parts = [self.path.with_name(f"{self.path.name}.{k}") for k in range(1 << bits)]
         for start in range(0, self.records, _AT_ONCE):
             records = np.fromfile(self.path, _RECORD, count=_AT_ONCE, offset=start * _RECORD.itemsize)
-            if bits:
-                records = records[records["hash"] >> np.uint64(64 - bits) == np.uint64(portion)]
-            found.append(records)
-        return np.concatenate(found)
+            leading = records["hash"] >> np.uint64(64 - bits)
+            for k, part in enumerate(parts):
+                with part.open("ab") as stream:
+                    stream.write(records[leading == np.uint64(k)].tobytes())
+        self.path.unlink()
+        return parts

