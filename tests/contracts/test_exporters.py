@@ -59,7 +59,7 @@ def test_the_artefact_gives_the_golden_integers(tmp_path: Path, name: str, kind:
 @pytest.mark.parametrize("name", EXPORTERS)
 def test_many_wild_graphs(tmp_path: Path, name: str) -> None:
     exporter, refused = make(name), 0
-    for seed in range(100):
+    for seed in range(40):
         directory = tmp_path / str(seed)
         directory.mkdir()
         graph = graphs.wild(seed)
@@ -70,7 +70,7 @@ def test_many_wild_graphs(tmp_path: Path, name: str) -> None:
             continue
         x = vectors(graph, n=1500, seed=seed).x
         assert np.array_equal(exporter.load(directory)(x), evaluate(graph, x)), seed
-    assert refused < 30
+    assert refused < 12
 
 
 @pytest.mark.parametrize("name", EXPORTERS)
