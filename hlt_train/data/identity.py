@@ -22,7 +22,7 @@ UNUSED = 3  # selected, but in no split
 NOT_SELECTED = 255
 
 _RECORD = np.dtype([("hash", "<u8"), ("entry", "<i8")])
-_AT_ONCE = 1 << 18  # records in memory at once: 4 MB
+_AT_ONCE = 1 << 16  # records in memory at once: 1 MB
 
 
 def identity_hashes(sample: str, identity: np.ndarray) -> np.ndarray:
@@ -79,8 +79,8 @@ def keys(samples: tuple[str, ...], sample: np.ndarray, identity: np.ndarray, obj
 class Spool:
     """Collects the identity hashes of one sample on disk and finds duplicates in bounded memory.
 
-    16 bytes of disk per entry while the dataset opens (32 for a moment). The hashes are dealt by their leading bits into files of about 260 thousand, and each
-    is sorted in memory: 4 MB up to 67 million entries of a sample, then entries / 256 at once. Two different identities share a hash with probability
+    16 bytes of disk per entry while the dataset opens (32 for a moment). The hashes are dealt by their leading bits into files of about 65 thousand, and each
+    is sorted in memory: 1 MB up to 17 million entries of a sample, then entries / 256 at once. Two different identities share a hash with probability
     n^2 / 2^65 (3 % for one such pair among a thousand million entries); whoever names a pair compares the identities.
     """
 

@@ -65,7 +65,7 @@ def test_keys_join_across_cards() -> None:
     assert sorted(zip(left.tolist(), right.tolist(), strict=True)) == [(1, 1), (2, 0)]
 
 
-@pytest.mark.parametrize("at_once", [4, 64, 1 << 18])
+@pytest.mark.parametrize("at_once", [4, 64, 1 << 16])
 def test_duplicates_are_counted_in_portions(tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_AT_ONCE", at_once)
     identity = np.arange(300).reshape(-1, 1)
