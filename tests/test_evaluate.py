@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hlt_train.baselines import Sight, baselines
 from hlt_train.data.card import Card
 from hlt_train.data.dataset import open_dataset
 from hlt_train.errors import UsageError
-from hlt_train.evaluate import evaluate, input_rates
+from hlt_train.evaluate import _reference, evaluate, input_rates
 from hlt_train.export import export
 from hlt_train.files import sha256
 from hlt_train.fit import fit
@@ -306,6 +307,15 @@ def test_refusals(tmp_path: Path) -> None:
         evaluate([tmp_path], **FEW)
     with pytest.raises(UsageError, match="evaluate what"):
         evaluate([], **FEW)
+
+
+def test_a_student_is_measured_against_its_recorded_teacher() -> None:
+    made = problem()
+    teacher, other = scorer(made.float_run), scorer(made.fixed_run)
+    student = replace(other, name="student", teacher=made.float_run)
+    assert [_reference([other, teacher, student], k) for k in range(3)] == [None, 0, 1]
+    assert _reference([student, teacher], 0) == 1
+    assert _reference([other, student], 1) == 0  # the teacher is not among them
 
 
 def test_requests_of_a_card() -> None:
