@@ -4,26 +4,34 @@
 set -eu
 
 mkdir -p demo
-out=$(mktemp -d "demo/$(date +%Y-%m-%d-%H%M)-XXXX")
-echo "everything below is written to $out" >&2
+out=$(mktemp -d "$PWD/demo/$(date +%Y-%m-%d-%H%M)-XXXX")
+cd "$out"
+printf 'everything below is written to %s\n' "$out" >&2
 
-step() { echo "\n== hlt-train $*" >&2; hlt-train "$@"; }
+step() {
+    printf '\n$ hlt-train %s\n' "$*" >&2
+    hlt-train "$@"
+}
 
-step toy "$out/jets.root" --kind jets -n 100k --seed 1
-step toy "$out/events.root" --kind events -n 400k --seed 1
+step toy jets.root --kind jets -n 100k --seed 1
+step toy events.root --kind events -n 400k --seed 1
 
-for kind in jets events; do
-    case $kind in
-        jets) files="--files jets=$out/jets.root" ;;
-        events) files="--files hh=$out/events.root --files qcd=$out/events.root" ;;
-    esac
-    # shellcheck disable=SC2086  # one word per option
-    step fit "toy_$kind" $files --run "$out/$kind-teacher" --for 10epochs --set model.widths=[128,128,64]
-    step distil "$out/$kind-teacher" --run "$out/$kind-student" --for 20epochs --set model.widths=[40,16]
-    step export "$out/$kind-student" --to cpp,onnx --out "$out/$kind-export"
-done
+step fit toy_jets --files jets=jets.root --run jets-teacher --for 10epochs --set model.widths=[128,128,64]
+step fit toy_events --files hh=events.root --files qcd=events.root --run events-teacher --for 10epochs --set model.widths=[128,128,64]
 
 for kind in jets events; do
-    step evaluate "$out/$kind-teacher" "$out/$kind-student" "$out/$kind-export/cpp" "$out/$kind-export/onnx"
+    step distil $kind-teacher --run $kind-student --for 20epochs --set model.widths=[40,16]
+    step export $kind-student --to cpp,onnx --out $kind-export
+    step evaluate --json $kind-teacher $kind-student $kind-export/cpp $kind-export/onnx >$kind-evaluation.json
 done
-echo "\nthe header that a trigger includes: $out/events-export/cpp/net.hpp" >&2
+
+printf '\n' >&2
+python - <<'END'
+import json
+from pathlib import Path
+from hlt_train.report.evaluation import brief
+
+print(brief([json.loads(Path(f"{kind}-evaluation.json").read_text()) for kind in ("jets", "events")]))
+END
+printf '\nall tables:                      cd %s && hlt-train evaluate events-teacher events-student events-export/cpp\n' "$out"
+printf 'the header that a trigger loads: %s/events-export/cpp/net.hpp\n' "$out"

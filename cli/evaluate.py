@@ -24,9 +24,10 @@ __all__ = ["command"]
 @click.option("--replicas", type=click.IntRange(min=2), metavar="N", help="Of the bootstrap.  [default: 100 to 400, by the number of rows]")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
 @click.option("--latency/--no-latency", default=True, show_default=True, help="Measure the time of one call.")
+@click.option("--brief", "short", is_flag=True, help="One line per network, at the first request, instead of every table.")
 @json_option
 @quiet_option
-def command(sources: tuple[Path, ...], files: tuple[str, ...], as_json: bool, quiet: bool, **options: Any) -> None:
+def command(sources: tuple[Path, ...], files: tuple[str, ...], short: bool, as_json: bool, quiet: bool, **options: Any) -> None:
     """Evaluate runs (at BEST; a fixed-point run by the golden evaluator) and exports (the artefact itself runs) on the same events.
 
     Prints efficiency at each rate, rate at each efficiency, the reference cut and the best single variable, each network against its teacher (or the
@@ -34,7 +35,7 @@ def command(sources: tuple[Path, ...], files: tuple[str, ...], as_json: bool, qu
     """
     from hlt_train.evaluate import evaluate
     from hlt_train.progress import Progress
-    from hlt_train.report.evaluation import evaluation_text
+    from hlt_train.report.evaluation import brief, evaluation_text
 
     progress = Progress(quiet=quiet)
     result = evaluate(
@@ -49,7 +50,7 @@ def command(sources: tuple[Path, ...], files: tuple[str, ...], as_json: bool, qu
         progress=progress,
     )
     progress.close()
-    emit(result, as_json=as_json, text=evaluation_text)
+    emit(result, as_json=as_json, text=(lambda found: brief([found])) if short else evaluation_text)
 
 
 def _requests(rate: str | None, mistag: str | None, eff: str | None) -> list[Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hlt_train.report.table import plus_minus, table
 
-__all__ = ["evaluation_text", "interval_text"]
+__all__ = ["brief", "evaluation_text", "interval_text"]
 
 
 def evaluation_text(result: Mapping[str, Any]) -> str:
@@ -18,6 +18,25 @@ def evaluation_text(result: Mapping[str, Any]) -> str:
         parts += [_section(section), *_pairs(section), *_samples(section), *_points(section)]
     parts.append("\n".join(f"note: {text}" for text in _notes(result)))
     return "\n\n".join(part for part in parts if part)
+
+
+def brief(results: Sequence[Mapping[str, Any]]) -> str:
+    """One table of several evaluations: a line per network and baseline, at the first request of each card's first way of counting."""
+    rows: list[list[str]] = []
+    for result in results:
+        late = {network["name"]: network["latency"] for network in result["networks"] if network["kind"] == "export"}
+        size = {network["name"]: f"{network['parameters']:,}" for network in result["networks"]}
+        for section in result["sections"][:1]:
+            request = section["networks"][0]["at"][0]["request"]
+            pairs = {pair["network"]: pair for pair in section["pairs"]}
+            for network in section["networks"]:
+                name = network["name"]
+                ratio = interval_text(pairs[name]["at"][0]["ratio"]) if name in pairs else ""
+                time = _time(late[name]["median_ns"]) if late.get(name) else ""
+                rows.append([result["card"], name, size[name], request, interval_text(network["at"][0]["efficiency"]), ratio, time])
+            beside = [row for row in section.get("baselines", []) if row["request"] == request]
+            rows += [[result["card"], row["name"], "", request, interval_text(row["efficiency"]), "", ""] for row in beside]
+    return table(rows, ["card", "network", "parameters", "at", "efficiency", "of the teacher's", "one event"])
 
 
 def interval_text(interval: Mapping[str, Any] | None, *, scale: float = 1.0, unit: str = "") -> str:

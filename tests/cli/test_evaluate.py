@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,15 @@ def test_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert "eff at 500 Hz" in out
     assert "rate at 50%" in out
     assert "BEST" in err  # which checkpoint is used is said, also where only progress is read
+
+
+def test_brief_is_a_line_per_network_and_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+    made = problem()
+    assert call("evaluate", made.float_run, made.fixed_run, "--brief", "-q", "--replicas", 20, "--no-latency") == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert [re.split(r"  +", line)[1] for line in out.splitlines()[2:]][-2:] == ["reference cut", "best single variable"]
+    assert len(out.splitlines()) == 6
 
 
 def test_json_is_one_object(capsys: pytest.CaptureFixture[str]) -> None:
