@@ -100,8 +100,10 @@ class Trainer:
     """
 
     def __init__(self, task: Task, plan: Plan, strategy: Strategy, mesh: Mesh, run: Run | None, progress: Progress, learning_rate: optax.Schedule) -> None:
-        self.task, self.plan, self.mesh, self.progress, self.learning_rate = task, plan, mesh, progress, learning_rate
+        self.task, self.plan, self.mesh, self.progress = task, plan, mesh, progress
         self._run = run
+        self._learning_rate = jax.jit(learning_rate)
+        self._rates: dict[int, float] = {}  # learning rate of the steps of this epoch that are written
         self.resident = self._stays()
         steps = portion_steps(plan.scan, task.batch, task.train.row_bytes, task.train.steps_per_epoch)
         self.feed: Resident | Streamed = (Resident if self.resident else Streamed)(task.train, mesh, steps, task.batch)
@@ -190,6 +192,9 @@ class Trainer:
         start = step = self.tally.step
         epoch, within = divmod(start, per_epoch)
         sizes = edges(start, min((epoch + 1) * per_epoch, self.plan.steps), self.lockstep.steps, every)
+        # Now, with the device idle: asked for during a dispatch, a rate would wait for its end.
+        written = {s for s in range(start + 1, start + sum(sizes) + 1) if s % self.plan.log_every == 0} | {start + sum(sizes)}
+        self._rates = {s: float(self._learning_rate(s - 1)) for s in written}
         began = time.monotonic()
         flying: tuple[int, jax.Array] | None = None
         with contextlib.closing(self.feed.portions(epoch, within, sizes)) as portions:
@@ -237,8 +242,7 @@ class Trainer:
             tally.interval_rows += min(batch, stream.rows - within * batch)
             if tally.step % self.plan.log_every == 0:
                 mean = tally.interval_loss * batch / tally.interval_rows
-                rate = float(self.learning_rate(tally.step - 1))
-                self.run.metric({"event": "steps", "step": tally.step, "loss": mean, "learning_rate": rate})
+                self.run.metric({"event": "steps", "step": tally.step, "loss": mean, "learning_rate": self._rates[tally.step]})
                 tally.interval_loss, tally.interval_rows = 0.0, 0
 
     def _end_of_epoch(self, epoch: int, seconds: float, steps: int) -> None:
@@ -259,7 +263,7 @@ class Trainer:
             "rows": rows,
             "loss": tally.epoch_loss * batch / rows,
             "validation": figures,
-            "learning_rate": float(self.learning_rate(tally.step - 1)),
+            "learning_rate": self._rates[tally.step],
             "best": best,
             "seconds": round(seconds, 6),
             "rows_per_s": round(self._speeds[-1][0] / self._speeds[-1][1], 1),
