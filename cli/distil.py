@@ -176,15 +176,17 @@ def _comparison(found: dict[str, Any]) -> str:
 
     def line(name: str, rate: float | None, figures: dict[str, Any]) -> list[str]:
         seeds = "" if figures.get("seeds_error") is None else f"{figures['seeds_error']:.4f}"
-        significance = "" if figures.get("significance") is None else f"{figures['significance']:.1f}"
-        return [name, "" if rate is None else f"{rate:g}", f"{figures['value']:.4f}", seeds, f"{figures['events_error']:.4f}", significance]
+        significance = f"{figures['significance']:.1f}" if figures is found["difference"] and figures["significance"] is not None else ""
+        low = "" if figures.get("low") is None else f"{figures['low']:.4f}"
+        return [name, "" if rate is None else f"{rate:g}", f"{figures['value']:.4f}", seeds, f"{figures['events_error']:.4f}", low, significance]
 
     rows = [line(arm, found["learning_rates"][arm], figures) for arm, figures in found["arms"].items()]
     rows.append(line("distilled - alone", None, found["difference"]))
     if found["teacher"] is not None:
         rows.append(line("teacher", None, found["teacher"]))
+    if found["ratio"] is not None:
         rows += [line(f"{arm} / teacher", None, figures) for arm, figures in found["ratio"].items()]
-    header = [f"{found['figure']} at {found['request']}", "learning rate", "mean", "error (seeds)", "error (events)", "value / error"]
+    header = [f"{found['figure']} at {found['request']}", "learning rate", "mean", "error (seeds)", "error (events)", "95 % from", "value / error"]
     return table(rows, header) + f"\n{found['seeds']} seeds, {found['split']} split; the run is {found['chosen']}"
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from hlt_train.errors import UsageError
 from hlt_train.progress import Progress
 from hlt_train.scorers import Scorer, scorer
 from hlt_train.scoring import requests_of, score_split, setting_of
@@ -41,16 +42,18 @@ def compare_runs(alone: Sequence[Path], distilled: Sequence[Path], study: Study,
     rows = {arm: _arm(values[part], replicas[part]) for arm, part in arms.items()}
     difference = paired(values[n : 2 * n] - values[:n], replicas[n : 2 * n] - replicas[:n])
     result: Comparison = {
+        "teacher": None,
+        "ratio": None,
         "request": request.text,
         "figure": _name(request),
         "split": "test",
         "seeds": n,
         "arms": rows,
         "difference": difference,
-        "teacher": None,
     }
     if len(networks) > 2 * n:
         result["teacher"] = {"value": float(values[-1]), "events_error": float(np.std(replicas[-1], ddof=1))}
+    if len(networks) > 2 * n and values[-1] > 0 and (replicas[-1] > 0).all():
         result["ratio"] = {arm: paired(values[part] / values[-1], replicas[part] / replicas[-1]) for arm, part in arms.items()}
     return result
 
@@ -117,8 +120,10 @@ def _figure(found: Replicas, request: Request) -> np.ndarray:
     """`[networks, b]`: efficiency, or rejection = 1 / mistag."""
     if request.kind != "eff":
         return found.efficiency[:, 0]
-    with np.errstate(divide="ignore"):
-        rejection: np.ndarray = 1 / found.rate[:, 0]
+    if not (found.rate > 0).all():
+        what = f"no background passes at {request.text}: the rejection is beyond what these events can measure"
+        raise UsageError(what, where="trigger.working_points", then="a first working point with a mistag or a rate, or more events")
+    rejection: np.ndarray = 1 / found.rate[:, 0]
     return rejection
 
 

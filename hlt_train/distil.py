@@ -23,15 +23,16 @@ from hlt_train.files import check_new, write_document
 from hlt_train.precision.config import Precision
 from hlt_train.preparation import assemble, check_same, describe, row_counts, train
 from hlt_train.progress import Progress
-from hlt_train.restore import ModelSpec, build_model, load_run, parameters, with_params, write_model
+from hlt_train.restore import ModelSpec, build_model, load_run, outline, parameters, with_params, write_model
 from hlt_train.run import Run, read_config
+from hlt_train.signals import StopRequest
 from hlt_train.student import ROWS, golden_figures, refuse_saturated, saturation
 from hlt_train.study import DistilConfig, Study, check_config, float_form, losses_of, open_study, precision_of
 from hlt_train.training import Trainer
 from hlt_train.trial import trial
 from hlt_train.types import Features
 
-__all__ = ["STUDENT", "DistilConfig", "distil", "dry_run", "finished", "resume", "train_student"]
+__all__ = ["STUDENT", "DistilConfig", "distil", "dry_run", "finished", "leave_if", "resume", "train_student"]
 
 STUDENT = "student.json"
 Restore = Literal["same", "extended"] | None
@@ -87,16 +88,23 @@ def dry_run(config: DistilConfig, *, progress: Progress) -> dict[str, Any]:
 
 def _train(study: Study, run: Run, progress: Progress, restore: Restore, *, inexact: bool = False) -> dict[str, Any]:
     try:
-        if study.config.seeds is not None:
-            from hlt_train.seeds import compare
+        with StopRequest() as stop:
+            if study.config.seeds is not None:
+                from hlt_train.seeds import compare
 
-            return compare(study, run, progress, restore=restore, inexact=inexact)
-        return train_student(study, run, progress, restore=restore, inexact=inexact)
-    except Interrupted as stop:
-        raise Interrupted(stop.what, where=stop.where, then=f"hlt-train distil --resume {run.path}") from stop
+                return compare(study, run, progress, stop, restore=restore, inexact=inexact)
+            return train_student(study, run, progress, stop, restore=restore, inexact=inexact)
+    except Interrupted as stopped:
+        raise Interrupted(stopped.what, where=stopped.where, then=f"hlt-train distil --resume {run.path}") from stopped
 
 
-def train_student(study: Study, run: Run, progress: Progress, *, restore: Restore, inexact: bool = False) -> dict[str, Any]:
+def leave_if(stop: StopRequest, after: str) -> None:
+    """Stop between two trainings, where everything is on disk, when a signal came at the very end of the first."""
+    if stop.received:
+        raise Interrupted(f"{stop.received}: stopped after {after}")
+
+
+def train_student(study: Study, run: Run, progress: Progress, stop: StopRequest, *, restore: Restore, inexact: bool = False) -> dict[str, Any]:
     """One student in `run`: warm-up, formats, training on the grid, golden figures."""
     config, spec = study.config, study.spec
     total = steps_of(config.length, rows=study.dataset.size("train"), steps_per_epoch=-(-study.dataset.size("train") // config.batch))
@@ -106,9 +114,11 @@ def train_student(study: Study, run: Run, progress: Progress, *, restore: Restor
     if restore is None:
         _write(study, run, main, spec, network)
     if warm:
-        network = _warmed(study, run, warm, progress)
+        network = _warmed(study, run, network, warm, progress)
+        leave_if(stop, "the float warm-up")
         spec = _decided(study, network, spec)
-        network = with_params(build_model(spec, study.inputs, config.seed), _carried(network, build_model(spec, study.inputs, config.seed)))
+        empty = outline(spec, study.inputs)
+        network = with_params(empty, checkpoints.to_tree(checkpoints.to_arrays(parameters(network)), parameters(empty), where=str(run.path / "warmup")))
         write_model(run.path, spec)
     started = checkpoints.pointed(run.path, "LAST") is not None
     if spec.precision is not None and not started:
@@ -135,13 +145,11 @@ def _warm_steps(run: Run, config: DistilConfig, total: int) -> int:
     return min(round(config.warmup * total), total - 1)
 
 
-def _warmed(study: Study, run: Run, steps: int, progress: Progress) -> Any:
-    """The float network at the warm-up's BEST; trains it, or the rest of it, first."""
+def _warmed(study: Study, run: Run, network: Any, steps: int, progress: Progress) -> Any:
+    """The float network at the warm-up's BEST; trains it from `network`, or the rest of it, first."""
     folder = run.path / "warmup"
     config = study.config.model_copy(update={"length": f"{steps}steps", "precision": None, "seeds": None, "lr_scan": None})
-    spec = float_form(study.spec)
-    network = build_model(spec, study.inputs, config.seed)
-    ready = assemble(config, study.dataset, study.inputs, spec, parameters(network), losses_of(study, network), study.mesh, None, study.extra)
+    ready = assemble(config, study.dataset, study.inputs, float_form(study.spec), parameters(network), losses_of(study, network), study.mesh, None, study.extra)
     again = (folder / "config.yaml").is_file()
     with Run.open(folder) if again else Run.create(folder) as own:
         if not again:
@@ -155,11 +163,6 @@ def _warmed(study: Study, run: Run, steps: int, progress: Progress) -> Any:
     return load_run(folder).model
 
 
-def _carried(trained: Any, student: Any) -> Any:
-    """The float network's parameters in the shape of the student's."""
-    return checkpoints.to_tree(checkpoints.to_arrays(parameters(trained)), parameters(student), where="warmup")
-
-
 def _decided(study: Study, network: Any, spec: ModelSpec) -> ModelSpec:
     """The student's description with concrete formats."""
     precision = precision_of(spec)
@@ -167,7 +170,7 @@ def _decided(study: Study, network: Any, spec: ModelSpec) -> ModelSpec:
         return spec
 
     def build(wanted: Precision | None) -> Any:
-        return build_model(spec._replace(precision=None if wanted is None else wanted.to_config()), study.inputs, study.config.seed)
+        return outline(spec._replace(precision=None if wanted is None else wanted.to_config()), study.inputs)
 
     rows = normalise.apply(study.inputs, some_rows(study.dataset))
     return spec._replace(precision=calibrate(build, network, precision, rows).to_config())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from hlt_train.run import read_config
 from hlt_train.transports.lockstep import INIT, actor_key
 from hlt_train.types import Features, Inputs
 
-__all__ = ["MODEL_ACTOR", "Loaded", "ModelSpec", "build_model", "load_run", "parameters", "predict_rows", "with_params", "write_model"]
+__all__ = ["MODEL_ACTOR", "Loaded", "ModelSpec", "build_model", "load_run", "outline", "parameters", "predict_rows", "with_params", "write_model"]
 
 MODEL_ACTOR = 0xFFFF_FFFE
 FORMAT = "hlt-train/model"
@@ -68,12 +68,25 @@ class Loaded(NamedTuple):
 
 
 def build_model(spec: ModelSpec, inputs: Inputs, seed: int) -> eqx.Module:
-    """The network with its initial weights, which depend on the seed alone."""
+    """The network with its initial weights, which depend on the seed alone. Made in one compiled call."""
+    model: eqx.Module = eqx.filter_jit(_maker(spec, inputs))(actor_key(seed, MODEL_ACTOR, INIT))
+    return model
+
+
+def outline(spec: ModelSpec, inputs: Inputs) -> eqx.Module:
+    """The network with zeros for weights, made without computing anything: a place for stored weights, or a check of options and formats."""
+    shapes = eqx.filter_eval_shape(_maker(spec, inputs), jax.random.key(0))
+    model: eqx.Module = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    return model
+
+
+def _maker(spec: ModelSpec, inputs: Inputs) -> Callable[[jax.Array], eqx.Module]:
+    """Random key -> network."""
     options = plugins.parse_options("models", spec.name, spec.options)
     if spec.precision is not None:
         options["precision"] = Precision.from_config(spec.precision)
-    model: eqx.Module = plugins.factory("models", spec.name)(inputs, len(spec.outputs), actor_key(seed, MODEL_ACTOR, INIT), **options)
-    return model
+    factory = plugins.factory("models", spec.name)
+    return lambda key: factory(inputs, len(spec.outputs), key, **options)
 
 
 def parameters(model: eqx.Module) -> Any:
@@ -105,7 +118,7 @@ def load_run(path: Path, which: str = "BEST") -> Loaded:
     score = None if fields["score"] is None else tuple(fields["score"])
     spec = ModelSpec(**{**fields, "outputs": tuple(fields["outputs"]), "score": score})
     inputs = normalise.load(path / "normalisation.json")
-    model = build_model(spec, inputs, int(config.get("seed", 0)))
+    model = outline(spec, inputs)
     stored = checkpoints.to_tree(checkpoints.load(path, step, "weights"), parameters(model), where=str(path / "checkpoints" / str(step)))
     params = jax.tree.map(jnp.asarray, stored)
     card = Card.model_validate(config["card"])

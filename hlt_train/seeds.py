@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hlt_train.comparison import Comparison, best_on_validation, compare_runs
-from hlt_train.distil import STUDENT, finished, train_student
+from hlt_train.distil import STUDENT, finished, leave_if, train_student
 from hlt_train.errors import UsageError
 from hlt_train.files import read_document, write_bytes, write_document
 from hlt_train.preparation import assemble, describe
@@ -23,6 +23,7 @@ from hlt_train.progress import Progress
 from hlt_train.restore import build_model, parameters
 from hlt_train.run import Run, read_config
 from hlt_train.scorers import discriminant_of
+from hlt_train.signals import StopRequest
 from hlt_train.study import Study, float_form, losses_of
 
 __all__ = ["ARMS", "FILE", "compare"]
@@ -32,7 +33,7 @@ FORMAT, FILE = "hlt-train/seeds", "seeds.json"
 Restore = Literal["same", "extended"] | None
 
 
-def compare(study: Study, run: Run, progress: Progress, *, restore: Restore, inexact: bool) -> dict[str, Any]:
+def compare(study: Study, run: Run, progress: Progress, stop: StopRequest, *, restore: Restore, inexact: bool) -> dict[str, Any]:
     """Train both arms for every seed, compare them, make RUN the best distilled student. Returns the comparison."""
     config = study.config
     assert config.seeds is not None
@@ -45,11 +46,11 @@ def compare(study: Study, run: Run, progress: Progress, *, restore: Restore, ine
     folders: dict[str, list[Path]] = {}
     rates: dict[str, float] = {}
     for arm in ARMS:
-        rates[arm] = _rate(study, run, arm, progress, inexact=inexact)
+        rates[arm] = _rate(study, run, arm, progress, stop, inexact=inexact)
         folders[arm] = [run.path / "seeds" / str(k) / arm for k in range(config.seeds)]
         for k, folder in enumerate(folders[arm]):
             progress(f"{arm}, seed {k + 1} of {config.seeds}, learning rate {rates[arm]:g}")
-            _student(study, arm, folder, config.seed + k, rates[arm], progress, inexact=inexact)
+            _student(study, arm, folder, config.seed + k, rates[arm], progress, stop, inexact=inexact)
     found: Comparison = compare_runs(folders["alone"], folders["distilled"], study, progress)
     best = best_on_validation(folders["distilled"], study, progress)
     _adopt(run.path, folders["distilled"][best])
@@ -69,7 +70,7 @@ def _begin(study: Study, run: Run) -> None:
     describe(ready._replace(config=stored, spec=study.spec), study.mesh, run, {"teacher": study.figures})
 
 
-def _student(study: Study, arm: str, folder: Path, seed: int, rate: float, progress: Progress, *, inexact: bool) -> None:
+def _student(study: Study, arm: str, folder: Path, seed: int, rate: float, progress: Progress, stop: StopRequest, *, inexact: bool) -> None:
     """Train one student to its end, or the rest of it."""
     if finished(folder):
         return
@@ -79,10 +80,11 @@ def _student(study: Study, arm: str, folder: Path, seed: int, rate: float, progr
     if folder.exists() and not again:  # killed before it was a run
         shutil.rmtree(folder)
     with Run.open(folder) if again else Run.create(folder) as run:
-        train_student(own, run, progress, restore="same" if again else None, inexact=inexact)
+        train_student(own, run, progress, stop, restore="same" if again else None, inexact=inexact)
+    leave_if(stop, f"'{arm}' with seed {seed}")
 
 
-def _rate(study: Study, run: Run, arm: str, progress: Progress, *, inexact: bool) -> float:
+def _rate(study: Study, run: Run, arm: str, progress: Progress, stop: StopRequest, *, inexact: bool) -> float:
     """The learning rate of an arm: the one given, or the best of the scan for the first seed on validation; the chosen run becomes that seed's."""
     first = run.path / "seeds" / "0" / arm
     if (first / "config.yaml").is_file():
@@ -93,7 +95,7 @@ def _rate(study: Study, run: Run, arm: str, progress: Progress, *, inexact: bool
     folders = [run.path / "scan" / arm / f"{rate:g}" for rate in rates]
     for rate, folder in zip(rates, folders, strict=True):
         progress(f"{arm}, learning rate {rate:g} of {', '.join(f'{r:g}' for r in rates)}")
-        _student(study, arm, folder, study.config.seed, rate, progress, inexact=inexact)
+        _student(study, arm, folder, study.config.seed, rate, progress, stop, inexact=inexact)
     best = best_on_validation(folders, study, progress)
     first.parent.mkdir(parents=True, exist_ok=True)
     folders[best].rename(first)

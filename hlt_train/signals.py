@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class StopRequest:
-    """Context manager; `received` is the signal's name once one has come. Outside the main thread signals stay as they are."""
+    """Context manager; `received` is the signal's name once one has come, also while an inner request was active. Only in the main thread."""
 
     def __init__(self) -> None:
         self.received: str | None = None
@@ -27,6 +27,9 @@ class StopRequest:
     def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
         for s, handler in self._before.items():
             signal.signal(s, handler)
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, StopRequest) and self.received == s.name:
+                outer.received = self.received
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name

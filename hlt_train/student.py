@@ -22,7 +22,7 @@ from hlt_train.types import Features, Inputs
 __all__ = ["golden_figures", "lowered", "refuse_saturated", "saturation"]
 
 ROWS = 8192  # of the training split, for ranges and saturation
-HOPELESS = 0.5  # fraction of a layer's values beyond its format above which training makes no sense
+HOPELESS = {"weights": 0.5, "bias": 0.9, "activations": 0.5}  # fraction beyond the format above which training makes no sense
 
 
 def lowered(loaded: Loaded) -> Graph:
@@ -71,7 +71,7 @@ def saturation(model: eqx.Module, inputs: Inputs, x: Features) -> dict[str, dict
         x: raw features of some thousand rows.
     """
     found: dict[str, dict[str, float]] = {}
-    traced = model.trace(normalise.apply(inputs, x))  # type: ignore[attr-defined]
+    traced = eqx.filter_jit(lambda network, rows: network.trace(rows))(model, normalise.apply(inputs, x))
     for layer in dense_layers(model):
         if layer.formats is None:
             continue
@@ -93,7 +93,7 @@ def refuse_saturated(found: dict[str, dict[str, float]], formats: dict[str, dict
     """Stop where most values of a layer lie beyond its format: whatever is learnt, such a student cannot hold it."""
     for layer, roles in found.items():
         for role, fraction in roles.items():
-            if fraction > HOPELESS:
+            if fraction > HOPELESS[role]:
                 text = formats.get(layer, {}).get(role, "")
                 raise RunFailed(
                     f"the {role} of '{layer}' saturate: {100 * fraction:.0f} % lie beyond their format {text}",

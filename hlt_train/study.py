@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
 
-from hlt_train.calibration import needs_calibration
+from hlt_train.calibration import needs_calibration, provisional
 from hlt_train.configuration import merge
 from hlt_train.data import normalise
 from hlt_train.data.card import Card
@@ -21,7 +21,7 @@ from hlt_train.errors import UsageError
 from hlt_train.precision.config import Precision
 from hlt_train.preparation import TrainingConfig, check_batch, check_names
 from hlt_train.progress import Progress
-from hlt_train.restore import Loaded, ModelSpec, build_model, load_run
+from hlt_train.restore import Loaded, ModelSpec, load_run, outline
 from hlt_train.scorers import discriminant_of
 from hlt_train.teacher_logits import soft_targets
 from hlt_train.types import Inputs
@@ -52,7 +52,7 @@ class DistilConfig(TrainingConfig):
     @field_validator("model")
     @classmethod
     def _student(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return merge({"name": "mlp", "widths": [32, 32]}, value)
+        return merge({"name": "mlp", "widths": [32, 32]}, value) if value.get("name", "mlp") == "mlp" else value
 
     @field_validator("precision")
     @classmethod
@@ -110,7 +110,7 @@ def open_study(config: DistilConfig, mesh: Mesh, folder: Path | None, progress: 
             progress(f"warning: {warning}")
         if inputs is None:
             inputs = normalise.fit_normalisation(dataset)
-        build_model(spec if not undecided(spec) else float_form(spec), inputs, config.seed)  # refuses formats and options before the first step
+        _try_formats(spec, inputs)
         figures: dict[str, Any] = {"path": config.teacher, "step": teacher.step, "which": teacher.which, "classes": list(teacher.card.labels.classes)}
         extra: Mapping[str, Mapping[str, np.ndarray]] = {}
         if config.share > 0:
@@ -120,6 +120,12 @@ def open_study(config: DistilConfig, mesh: Mesh, folder: Path | None, progress: 
         dataset.close()
         raise
     return Study(config, teacher, dataset, inputs, spec, len(card.labels.classes), head, extra, figures, mesh)
+
+
+def _try_formats(spec: ModelSpec, inputs: Inputs) -> None:
+    """Refuse options and formats that the network cannot have, before the first step."""
+    precision = precision_of(spec)
+    outline(spec if precision is None else spec._replace(precision=provisional(precision).to_config()), inputs)
 
 
 def _refuse_offline(card: Card, *, allowed: bool) -> None:

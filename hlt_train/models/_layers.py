@@ -172,11 +172,9 @@ class Dense(eqx.Module):
 
     def parameters(self) -> tuple[jax.Array, jax.Array]:
         """Weights `[outputs, inputs]` and bias as the layer uses them."""
-        bias = self.linear.bias
-        assert bias is not None
-        if self.formats is None:
-            return self.linear.weight, bias
-        return quantise(self.linear.weight, self.formats.weights), quantise(bias, self.formats.bias)
+        assert self.linear.bias is not None
+        weight, bias = jnp.asarray(self.linear.weight), jnp.asarray(self.linear.bias)
+        return (weight, bias) if self.formats is None else (quantise(weight, self.formats.weights), quantise(bias, self.formats.bias))
 
     def _wide(self, x: jax.Array) -> jax.Array:
         assert self.formats is not None
