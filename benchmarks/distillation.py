@@ -39,7 +39,7 @@ from hlt_train.trigger.bootstrap import Population, nominal, rank, replicate
 from hlt_train.trigger.discriminant import discriminant
 from hlt_train.types import Batch, Features, Inputs
 
-SOFT = Soft(temperature=2.0, share=1.0)
+SOFT = Soft(temperature=2.0, share=1.0)  # unless --temperature says otherwise
 RATES = (3e-3, 1e-2)  # learning rates of the scan
 BATCH = 1024
 
@@ -59,7 +59,7 @@ class Kind(NamedTuple):
 
 KINDS = {
     "events": Kind("toy_events", 1_000_000, (600_000, 100_000), ((40, 16), (16,), (8,)), (192, 128, 64), (416, 272, 128), 4_000, 8),
-    "jets": Kind("toy_jets", 200_000, (120_000, 20_000), ((16, 16), (8, 8), (4,)), (256, 128, 64), (512, 272, 128), 3_000, 12),
+    "jets": Kind("toy_jets", 200_000, (20_000, 120_000), ((16, 16), (8, 8), (4,)), (256, 128, 64), (512, 272, 128), 2_000, 10),
 }
 
 
@@ -217,11 +217,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a student, in place of the default")
     parser.add_argument("--largest-only", action="store_true", help="only the largest student and sample")
     parser.add_argument("--skip-larger", action="store_true", help="do not train the four times larger teachers")
+    parser.add_argument("--temperature", type=float, default=SOFT.temperature)
     parser.add_argument("--rows", type=int, help="of the toy file, in place of the default")
     arguments = parser.parse_args()
     kind = KINDS[arguments.kind]
     kind = kind._replace(rows=arguments.rows or kind.rows)
     steps = arguments.steps or kind.steps
+    soft_targets = SOFT._replace(temperature=arguments.temperature)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         data = load(kind, Path(folder))
@@ -251,7 +253,7 @@ def main() -> None:
         for widths in kind.students[:1] if arguments.largest_only else kind.students:
             scores: list[np.ndarray] = [teacher_score]
             chosen = []
-            for soft in (None, SOFT):
+            for soft in (None, soft_targets):
                 first = [student(data, rows, widths, soft, rate, steps, 0) for rate in RATES]
                 losses = [validation_loss(network, data.validation, len(data.card.labels.classes)) for network in first]
                 best = int(np.argmin(losses))
@@ -284,7 +286,8 @@ def main() -> None:
         "95 % lower",
         "rates",
     ]
-    print(table(result, header, title=f"{arguments.kind}: {arguments.seeds} seeds, {steps:,} steps, T {SOFT.temperature:g}, lambda {SOFT.share:g}"))
+    title = f"{arguments.kind}: {arguments.seeds} seeds, {steps:,} steps of {BATCH} rows, T {soft_targets.temperature:g}, lambda {soft_targets.share:g}"
+    print(table(result, header, title=title))
 
 
 if __name__ == "__main__":
