@@ -217,6 +217,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a student, in place of the default")
     parser.add_argument("--largest-only", action="store_true", help="only the largest student and sample")
     parser.add_argument("--skip-larger", action="store_true", help="do not train the four times larger teachers")
+    parser.add_argument("--teachers-only", action="store_true", help="no students")
     parser.add_argument("--temperature", type=float, default=SOFT.temperature)
     parser.add_argument("--rows", type=int, help="of the toy file, in place of the default")
     arguments = parser.parse_args()
@@ -243,6 +244,8 @@ def main() -> None:
             large = teacher(data, kind.larger, 0, 1)
             note(f"{name}: teacher / one of {parameters(large):,} parameters, 3 seeds: {plus_minus(float(ratio.mean()), error(ratio, replicas))}")
 
+    if arguments.teachers_only:
+        return
     result: list[list[object]] = []
     logits = forward(main_teacher, data.train.x, len(data.train.label))
     for amount in kind.samples[:1] if arguments.largest_only else kind.samples:

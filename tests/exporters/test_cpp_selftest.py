@@ -72,6 +72,14 @@ def test_it_passes_alone(copy: Path) -> None:
     assert re.search(r"^differing decisions +0$", done.stdout, re.MULTILINE)
 
 
+def test_a_damaged_document_is_named(copy: Path) -> None:
+    (copy / "working_points.json").write_text('{"points": [1')
+    done = selftest(copy)
+    assert done.returncode == 1
+    assert "FAILED: working_points.json is damaged" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_it_reports_in_json_and_names_changed_files(copy: Path) -> None:
     command = [sys.executable, "-I", "-S", str(copy / "selftest.py"), "--no-time", "--json"]
     (copy / "certificate.json").write_text(json.dumps({"sha256": {"net.hpp": files.sha256(copy / "net.hpp")}}))

@@ -21,6 +21,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 
@@ -49,18 +50,27 @@ def run(options: Sequence[str]) -> tuple[str, str]:
         return done.stdout, f"the program that checks net.hpp ends with {done.returncode}" if done.returncode else ""
 
 
+def document(name: str) -> dict[str, Any]:
+    """A JSON file of this directory; empty where there is none."""
+    try:
+        found: dict[str, Any] = json.loads((HERE / name).read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        sys.exit(f"FAILED: {name} is damaged: {error}")
+    return found
+
+
 def thresholds_agree(said: str) -> bool:
     """Whether the thresholds compiled in are those of working_points.json."""
-    path = HERE / "working_points.json"
     compiled = re.findall(r"^working point \d+ +threshold (\S+)", said, re.MULTILINE)
-    stated = [point["integer_threshold"] for point in json.loads(path.read_text())["points"]] if path.exists() else []
+    stated = [point["integer_threshold"] for point in document("working_points.json").get("points", [])]
     return compiled == ["none" if threshold is None else str(threshold) for threshold in stated]
 
 
 def changed_files() -> list[str]:
     """Files whose bytes are not those that certificate.json names."""
-    path = HERE / "certificate.json"
-    stated = json.loads(path.read_text())["sha256"] if path.exists() else {}
+    stated = document("certificate.json").get("sha256", {})
     return [name for name, value in stated.items() if not (HERE / name).is_file() or hashlib.sha256((HERE / name).read_bytes()).hexdigest() != value]
 
 

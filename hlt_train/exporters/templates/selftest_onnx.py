@@ -25,7 +25,10 @@ ROWS = 1 << 22  # numbers of the inputs in one call
 
 def read_json(name: str) -> dict[str, Any]:
     """A document of this directory."""
-    content: dict[str, Any] = json.loads((HERE / name).read_text())
+    try:
+        content: dict[str, Any] = json.loads((HERE / name).read_text())
+    except (OSError, ValueError) as error:
+        sys.exit(f"FAILED: {name} cannot be read: {error}")
     return content
 
 
