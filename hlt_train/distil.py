@@ -8,6 +8,7 @@ the golden evaluator.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,19 +149,28 @@ def _warm_steps(run: Run, config: DistilConfig, total: int) -> int:
 def _warmed(study: Study, run: Run, network: Any, steps: int, progress: Progress) -> Any:
     """The float network at the warm-up's BEST; trains it from `network`, or the rest of it, first."""
     folder = run.path / "warmup"
+    if _trained(folder, steps):
+        return load_run(folder).model
     config = study.config.model_copy(update={"length": f"{steps}steps", "precision": None, "seeds": None, "lr_scan": None})
     ready = assemble(config, study.dataset, study.inputs, float_form(study.spec), parameters(network), losses_of(study, network), study.mesh, None, study.extra)
     again = (folder / "config.yaml").is_file()
+    if folder.exists() and not again:  # killed before it was a run
+        shutil.rmtree(folder)
     with Run.open(folder) if again else Run.create(folder) as own:
         if not again:
             describe(ready, study.mesh, own)
         trainer = Trainer(ready.task, ready.plan, ready.strategy, study.mesh, own, progress, ready.schedule)
         if again:
             trainer.restore(extended=False)
-        if trainer.tally.step < ready.plan.steps and not trainer.tally.stopped_early:
-            progress(f"float warm-up: {ready.plan.steps:,} steps")
-            trainer.train()
+        progress(f"float warm-up: {steps:,} steps")
+        trainer.train()
     return load_run(folder).model
+
+
+def _trained(folder: Path, steps: int) -> bool:
+    """Whether the training in `folder` came to its end."""
+    last = checkpoints.pointed(folder, "LAST")
+    return last is not None and (last == steps or bool(checkpoints.document(folder, last)["tally"]["stopped_early"]))
 
 
 def _decided(study: Study, network: Any, spec: ModelSpec) -> ModelSpec:
