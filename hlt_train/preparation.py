@@ -24,7 +24,7 @@ from hlt_train.progress import Progress
 from hlt_train.restore import ModelSpec, write_model
 from hlt_train.run import Run, constraints
 from hlt_train.scoring import write_working_points
-from hlt_train.strategies import Strategy
+from hlt_train.strategies import Setup, Strategy
 from hlt_train.training import Plan, Task, Trainer
 from hlt_train.types import Inputs
 from hlt_train.validation import Losses
@@ -128,9 +128,13 @@ def assemble(
     validation = Stream(dataset, "validation", inputs, batch=whole, workers=workers, seed=config.seed, shuffle=False, extra=extra.get("validation"))
     steps = steps_of(config.length, rows=train.rows, steps_per_epoch=train.steps_per_epoch)
     schedule = optimisers.schedule(config.schedule["name"], config.learning_rate, steps, options(config.schedule))
-    tx = optimisers.optimiser(config.optimizer["name"], schedule, options(config.optimizer))
+
+    def optimiser(rate: optax.Schedule) -> optax.GradientTransformation:
+        return optimisers.optimiser(config.optimizer["name"], rate, options(config.optimizer))
+
     rule = config.strategy["name"]
-    strategy = plugins.factory("strategies", rule)(tx, **plugins.parse_options("strategies", rule, options(config.strategy)))
+    setup = Setup(workers, schedule, optimiser, portions=train.steps_per_epoch * workers)
+    strategy = plugins.factory("strategies", rule)(setup, **plugins.parse_options("strategies", rule, options(config.strategy)))
     task = Task(params, losses, train, validation, float(dataset.mean_weight), config.batch)
     plan = Plan(
         steps=steps,

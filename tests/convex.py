@@ -10,15 +10,20 @@ import numpy as np
 import optax
 
 from hlt_train import devices, plugins
-from hlt_train.strategies import Strategy
+from hlt_train.strategies import Setup, Strategy
 from hlt_train.transports.lockstep import Carry, Lockstep
 
 TRUTH = np.array([1.0, -2.0, 3.0, 0.5], np.float32)
 START = {"w": np.zeros(4, np.float32), "b": np.zeros((), np.float32)}
 
 
-def strategy(name: str, learning_rate: float = 0.1, **options: Any) -> Strategy:
-    made: Strategy = plugins.factory("strategies", name)(optax.sgd(learning_rate), **options)
+def setup(tx: optax.GradientTransformation, workers: int = 1, rate: float = 0.1, portions: int = 1) -> Setup:
+    """A run with a fixed optimiser."""
+    return Setup(workers, optax.constant_schedule(rate), lambda _schedule: tx, portions)
+
+
+def strategy(name: str, learning_rate: float = 0.1, workers: int = 1, **options: Any) -> Strategy:
+    made: Strategy = plugins.factory("strategies", name)(setup(optax.sgd(learning_rate), workers, learning_rate), **options)
     return made
 
 

@@ -1,4 +1,9 @@
-"""Synchronous SGD: every worker's gradient, their exact mean, one optimiser step on the server, the new parameters to everyone."""
+"""Synchronous SGD with backup workers (Chen, Pan, Monga, Bengio, Jozefowicz 2016, "Revisiting Distributed Synchronous SGD", section 3.1, algorithms 3 and 4).
+
+Every worker's gradient, their exact mean, one optimiser step on the server, the new parameters to everyone. With b backups the update takes the first N - b
+gradients of a round and does not wait for the others: a gradient that comes after its round has closed is dropped and counted, and its worker gets the
+parameters of the open round. The paper writes N + b workers for N gradients; here `--workers` counts all of them.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from hlt_train.strategies import Answers, Array, Grads, In, Info, Key, Out, Params, Scalar, Strategy
+from hlt_train.errors import UsageError
+from hlt_train.strategies import Answers, Array, Grads, In, Info, Key, Out, Params, Scalar, Setup, Strategy
 
 __all__ = ["sync"]
 
@@ -27,11 +33,18 @@ class Server(NamedTuple):
     optimiser: Any
 
 
-def sync(tx: optax.GradientTransformation) -> Strategy:
+def sync(setup: Setup, *, backups: int = 0) -> Strategy:
     """Exact synchronous SGD with any optax optimiser on the server.
 
     N workers with batches of b rows take the step of one worker with N b rows, to the rounding of the mean.
+
+    Args:
+        setup: the run.
+        backups: workers whose gradients a round does not wait for.
     """
+    if not 0 <= backups < setup.workers:
+        raise UsageError(f"sync: {backups} backups of {setup.workers} workers leave no gradient to wait for", then=f"backups from 0 to {setup.workers - 1}")
+    tx = setup.tx()
 
     def init_worker(params: Params, _info: Info) -> Worker:
         return Worker(params, None)
@@ -64,7 +77,8 @@ def sync(tx: optax.GradientTransformation) -> Strategy:
         init_server=init_server,
         serve=serve,
         params=lambda _w, s: s.params,
-        quorum=0,
-        combine="mean",
+        quorum=-backups,
+        combine="each" if backups else "mean",
+        late="drop" if backups else "serve",
         order="all",
     )

@@ -136,7 +136,7 @@ from hlt_train.strategies.sync import sync
 from tests import convex
 from tests.strategies.test_sync import serial
 batches = convex.data(1, 64)
-lockstep = convex.build(sync(optax.sgd(0.1)), 4, 1)
+lockstep = convex.build(sync(convex.setup(optax.sgd(0.1))), 4, 1)
 first = convex.final(lockstep, convex.run(lockstep, batches)[0])
 for _ in range(20):
     assert convex.same(first, convex.final(lockstep, convex.run(lockstep, batches)[0]))
