@@ -112,6 +112,11 @@ class Sparse(NamedTuple):
         """As a vector of n entries."""
         return self.added_to(jnp.zeros(n, self.value.dtype))
 
+    def part(self, start: Int, stop: Int) -> Sparse:
+        """The entries that fall in vector[start:stop], numbered from start: what a server shard gets. The others become padding."""
+        inside = (self.index >= start) & (self.index < stop)
+        return Sparse(jnp.where(inside, self.index - start, stop - start), self.value)
+
 
 def nothing(_state: S, _messages: In) -> Array:
     """The measure of rules that need none."""
