@@ -20,12 +20,11 @@ from jax.sharding import Mesh
 from hlt_train.devices import AXIS, parallel, place, replicate, workers
 from hlt_train.errors import UsageError
 from hlt_train.strategies import SERVER, Grads, In, Info, Out, Params, S, Strategy, W
+from hlt_train.transports.keys import INIT, SERVER_ACTOR, actor_key
 
 __all__ = ["INIT", "SERVER_ACTOR", "Carry", "Lockstep", "actor_key"]
 
 PyTree = Any
-SERVER_ACTOR = 0xFFFF_FFFF
-INIT = 0xFFFF_FFFF  # the "step" whose key serves initialisation
 
 
 class Carry(NamedTuple):
@@ -37,11 +36,6 @@ class Carry(NamedTuple):
     worker: W
     server: S
     step: Any
-
-
-def actor_key(seed: int, actor: Any, step: Any) -> jax.Array:
-    """The random key of an actor at a step (see the module)."""
-    return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), actor), step)
 
 
 class Lockstep:
