@@ -1,0 +1,309 @@
+"""A strategy compiled for one vector of parameters: what the actors of every message transport call, and nothing else computes.
+
+Simulation, processes and replay run the same compiled functions on the same host arrays, so they give the same bits. A worker's parameters are one float32
+vector; shard k of the server owns the contiguous slice `cuts[k]:cuts[k + 1]` of it.
+
+Bodies and answers cross as *parts*: one tuple of NumPy arrays per shard (or one for a peer). Which of their leaves are cut over the shards is found by
+asking JAX for the shapes at two lengths of the vector: a leaf whose last axis follows the length is cut along it, any other goes whole to every shard, and
+comes back from shard 0. A `Sparse` body keeps all its entries; each shard sees indices into its own slice.
+
+Random keys are those of lockstep: `split(fold_in(fold_in(key(seed), worker), batch))`, one for the loss and one for the exchange.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from hlt_train.errors import RunFailed
+from hlt_train.strategies import In, Info, Out, S, Sparse, Strategy, W, nothing
+from hlt_train.strategies._served import served
+from hlt_train.transports.keys import INIT, SERVER_ACTOR, actor_key
+
+__all__ = ["Layout", "Message", "Parts", "Program"]
+
+PyTree = Any
+Parts = list[tuple[np.ndarray, ...]]  # of a body or an answer, by shard
+Gradient = Callable[[Any, Any, Any], tuple[Any, Any]]
+
+
+class Message(NamedTuple):
+    """What a worker sends: to the server (one part per shard) or to a peer (one part).
+
+    Attributes:
+        source: the worker.
+        sequence: counts the messages of its source.
+        point: the exchange point of its source at which it was sent.
+        to: SERVER or a worker.
+        push, fetch: as in `Out`.
+        clock: int64 `[shards]`, what the sender had seen of each shard's clock.
+        shares: what the body stands for: (step, owner) of the portions of data folded in since the sender's last push; for portions that the server
+            hands out (their number, -1).
+        parts: the body.
+    """
+
+    source: int
+    sequence: int
+    point: int
+    to: int
+    push: bool
+    fetch: bool
+    clock: np.ndarray
+    shares: tuple[tuple[int, int], ...]
+    parts: Parts
+
+
+class Layout:
+    """How a pytree of arrays crosses: its leaves in order; those that follow the length of the parameters are cut over the shards along their last axis."""
+
+    def __init__(self, at: Callable[[int], PyTree], n: int, cuts: Sequence[int]) -> None:
+        here, longer = at(n), at(n + 1)
+        leaves, self.structure = jax.tree.flatten(here, is_leaf=_is_sparse)
+        others = jax.tree.leaves(longer, is_leaf=_is_sparse)
+        self.cuts = list(cuts)
+        self.sparse = [_is_sparse(leaf) for leaf in leaves]
+        self.cut = [not s and a.shape != b.shape for s, a, b in zip(self.sparse, leaves, others, strict=True)]
+
+    def split(self, tree: PyTree, shard: int) -> PyTree:
+        """The part of one shard (traced)."""
+        begin, end = self.cuts[shard], self.cuts[shard + 1]
+        leaves = jax.tree.leaves(tree, is_leaf=_is_sparse)
+        parts = []
+        for leaf, cut, sparse in zip(leaves, self.cut, self.sparse, strict=True):
+            if sparse:
+                inside = (leaf.index >= begin) & (leaf.index < end)
+                parts.append(Sparse(jnp.where(inside, leaf.index - begin, end - begin), leaf.value))
+            else:
+                parts.append(leaf[..., begin:end] if cut else leaf)
+        return jax.tree.unflatten(self.structure, parts)
+
+    def join(self, trees: Sequence[PyTree]) -> PyTree:
+        """The inverse of `split` (traced)."""
+        columns = [jax.tree.leaves(tree, is_leaf=_is_sparse) for tree in trees]
+        joined = [jnp.concatenate([c[k] for c in columns], axis=-1) if cut and len(columns) > 1 else columns[0][k] for k, cut in enumerate(self.cut)]
+        return jax.tree.unflatten(self.structure, joined)
+
+
+def _is_sparse(leaf: Any) -> bool:
+    return isinstance(leaf, Sparse)
+
+
+class Program:
+    """The compiled functions of a strategy.
+
+    Args:
+        strategy: the rule.
+        gradient: (vector, batch, key) -> (loss, gradient as a vector or a `Sparse`).
+        vector: float32 `[n]`, the initial parameters.
+        batch: any batch, for the shape of a sparse gradient.
+        workers: N.
+        shards: S, of the server; 1 for rules without one.
+        seed: of all actors' keys.
+        wire: how the cut leaves of a pushed body travel to the server; answers and peers' messages travel as they are.
+    """
+
+    def __init__(
+        self, strategy: Strategy, gradient: Gradient, vector: np.ndarray, batch: Any, *, workers: int, shards: int = 1, seed: int, wire: str = "float32"
+    ) -> None:
+        self.strategy, self.vector, self.workers, self.shards, self.seed, self.wire = strategy, np.asarray(vector, np.float32), workers, shards, seed, wire
+        self.cuts = [len(self.vector) * k // shards for k in range(shards + 1)]
+        self._gradient = gradient
+        self._grads = jax.eval_shape(lambda v, b: gradient(v, b, jax.random.key(0))[1], self.vector, batch)
+        self._body = Layout(self._body_at, len(self.vector), self.cuts)
+        self._body_tree = jax.tree.structure(self._body_at(len(self.vector)))
+        self._answer = None if strategy.peers else Layout(self._answer_at, len(self.vector), self.cuts)
+        self.measures = strategy.measure is not nothing
+        self._compute = jax.jit(self._compute_)
+        self._portion = jax.jit(lambda w: -1 if strategy.batch is None else strategy.batch(w))
+        self._ask = jax.jit(self._ask_)
+        self._take = jax.jit(self._take_)
+        self._peer = jax.jit(self._peer_)
+        self._serve = jax.jit(self._serve_)
+        self._measure = jax.jit(self._measure_)
+        self._params = jax.jit(self._params_)
+        self._slice = jax.jit(lambda s: strategy.params(None, s))
+
+    # Shapes: what crosses, without computing anything.
+
+    def _shaped_worker(self, n: int) -> W:
+        """A worker's state after a batch, for a vector of n entries (shapes only)."""
+        grads = self._grads if _is_sparse(self._grads) else jax.ShapeDtypeStruct((n,), jnp.float32)
+
+        def state(v: Any, g: Any) -> W:
+            return self.strategy.step(self.strategy.init_worker(v, self._info(0)), jnp.float32(0), g)
+
+        return jax.eval_shape(state, jax.ShapeDtypeStruct((n,), jnp.float32), grads)
+
+    def _body_at(self, n: int) -> PyTree:
+        body: PyTree = jax.eval_shape(lambda w: self.strategy.ask(w, jax.random.key(0))[1].body, self._shaped_worker(n))
+        return body
+
+    def _answer_at(self, n: int) -> PyTree:
+        """The answer to one message (without the axis of the messages)."""
+        body = self._body_at(n)
+
+        def answer(v: Any, b: PyTree) -> PyTree:
+            s = self.strategy.init_server(v, self._info(0))
+            one = In(jax.tree.map(lambda a: jnp.asarray(a)[None], b), *(jnp.zeros(1, kind) for kind in (bool, bool, jnp.int32, jnp.int32)))
+            return jax.tree.map(lambda a: a[0], served(self.strategy)(s, one, self.strategy.measure(s, one))[1])
+
+        shapes: PyTree = jax.eval_shape(answer, jax.ShapeDtypeStruct((n,), jnp.float32), body)
+        return shapes
+
+    def _info(self, index: Any) -> Info:
+        return Info(index, self.workers, actor_key(self.seed, index, INIT))
+
+    # A worker's.
+
+    def worker(self, index: int, vector: np.ndarray | None = None) -> W:
+        """The first state of worker `index`, at the initial parameters or at those of `vector`."""
+        return self.strategy.init_worker(jnp.asarray(self.vector if vector is None else vector), self._info(index))
+
+    def compute(self, w: W, batch: Any, index: int, t: int) -> tuple[W, float]:
+        """The gradient of one batch, folded in; `t` counts the batches of this worker. Returns the loss beside the state."""
+        w, loss = self._compute(w, batch, np.uint32(index), np.uint32(t))
+        return w, float(loss)
+
+    def _compute_(self, w: W, batch: Any, index: Any, t: Any) -> tuple[W, Any]:
+        for_loss, _ = jax.random.split(actor_key(self.seed, index, t))
+        loss, grads = self._gradient(self.strategy.point(w), batch, for_loss)
+        return self.strategy.step(w, loss, grads), loss
+
+    def portion(self, w: W) -> int:
+        """The portion that the server handed out, -1 none."""
+        return int(self._portion(w))
+
+    def ask(self, w: W, index: int, t: int, number: int) -> tuple[W, list[tuple[bool, bool, int, Parts]]]:
+        """What the worker sends after its t-th batch: (push, fetch, to, parts) of each message. `number` counts the asks of this exchange."""
+        w, flags, bodies = self._ask(w, np.uint32(index), np.uint32(t), number)
+        (push, fetch, to), bodies = jax.device_get((flags, bodies))
+        if self.strategy.fan == 1:
+            return w, [(bool(push), bool(fetch), int(to), [tuple(jax.tree.leaves(body)) for body in bodies])]
+        return w, [
+            (bool(push[k]), bool(fetch[k]), int(to[k]), [tuple(leaf[k] for leaf in jax.tree.leaves(body)) for body in bodies])
+            for k in range(self.strategy.fan)
+        ]
+
+    def _ask_(self, w: W, index: Any, t: Any, number: Any) -> tuple[W, Any, list[PyTree]]:
+        _, key = jax.random.split(actor_key(self.seed, index, t))
+        w, out = self.strategy.ask(w, key if self.strategy.asks == 1 else jax.random.fold_in(key, number))
+        lead = () if self.strategy.fan == 1 else (self.strategy.fan,)
+        push, fetch = (jnp.broadcast_to(jnp.asarray(flag, bool), lead) for flag in (out.push, out.fetch))
+        to = jnp.broadcast_to(jnp.asarray(out.to, jnp.int32), lead)
+        if self.strategy.peers:
+            return w, (push, fetch, to), [out.body]
+        return w, (push, fetch, to), [self._encode(self._body.split(out.body, k)) for k in range(self.shards)]
+
+    def take(self, w: W, parts: Parts, push: bool, staleness: int, index: int) -> W:
+        """The server's answer, one part per shard."""
+        return self._take(w, parts, _alone(push, True, index, staleness))
+
+    def _take_(self, w: W, parts: Any, message: In) -> W:
+        assert self._answer is not None
+        trees = [jax.tree.unflatten(self._answer.structure, part) for part in parts]
+        return self.strategy.take(w, self._answer.join(trees), message)
+
+    def peer(self, w: W, part: tuple[np.ndarray, ...], push: bool, source: int) -> W:
+        """A peer's message."""
+        return self._peer(w, part, _alone(push, False, source, 0))
+
+    def _peer_(self, w: W, part: Any, message: In) -> W:
+        return self.strategy.take(w, jax.tree.unflatten(self._body_tree, part), message)
+
+    # A shard's.
+
+    def server(self, shard: int) -> S:
+        """The first state of a shard."""
+        if self.strategy.peers:
+            return ()
+        info = Info(shard, self.workers, actor_key(self.seed, SERVER_ACTOR, INIT))
+        return self.strategy.init_server(jnp.asarray(self.vector[self.cuts[shard] : self.cuts[shard + 1]]), info)
+
+    def measure(self, s: S, messages: Sequence[Message], shard: int, clock: int) -> np.ndarray:
+        """What the shard adds to the total that `serve` gets."""
+        return np.asarray(self._measure(s, *self._stacked(messages, shard, clock)))
+
+    def _measure_(self, s: S, leaves: Any, push: Any, fetch: Any, source: Any, staleness: Any) -> Any:
+        return self.strategy.measure(s, self._in(leaves, push, fetch, source, staleness))
+
+    def serve(self, s: S, messages: Sequence[Message], shard: int, clock: int, measured: Any) -> tuple[S, list[tuple[np.ndarray, ...]]]:
+        """Fold messages in, in their order. Returns this shard's part of the answer to each."""
+        s, answers = self._serve(s, *self._stacked(messages, shard, clock), measured)
+        leaves = jax.device_get(jax.tree.leaves(answers))
+        return s, [tuple(leaf[k] for leaf in leaves) for k in range(len(messages))]
+
+    def _serve_(self, s: S, leaves: Any, push: Any, fetch: Any, source: Any, staleness: Any, measured: Any) -> tuple[S, PyTree]:
+        return served(self.strategy)(s, self._in(leaves, push, fetch, source, staleness), measured)
+
+    def _stacked(self, messages: Sequence[Message], shard: int, clock: int) -> tuple[Any, ...]:
+        leaves = [np.stack(column) for column in zip(*(m.parts[shard] for m in messages), strict=True)]
+        push, fetch = (np.array([getattr(m, name) for m in messages]) for name in ("push", "fetch"))
+        return leaves, push, fetch, np.array([m.source for m in messages], np.int32), np.array([clock - m.clock[shard] for m in messages], np.int32)
+
+    def _in(self, leaves: Any, push: Any, fetch: Any, source: Any, staleness: Any) -> In:
+        return In(jax.vmap(self._decode)(leaves), push, fetch, source, staleness)
+
+    def _encode(self, body: PyTree) -> PyTree:
+        """A shard's part of a body as it travels (traced)."""
+        leaves = jax.tree.leaves(body, is_leaf=_is_sparse)
+        return [encode(leaf, self.wire) if self._travels_small(k, leaf) else leaf for k, leaf in enumerate(leaves)]
+
+    def _travels_small(self, k: int, leaf: Any) -> bool:
+        return self.wire != "float32" and self._body.cut[k] and leaf.ndim == 1 and leaf.dtype == jnp.float32
+
+    def _decode(self, leaves: Any) -> PyTree:
+        """A part as it travelled -> the body (traced). The length of a slice is that of the shard that is traced."""
+        return jax.tree.unflatten(self._body_tree, leaves)
+
+    def slice(self, s: S) -> np.ndarray:
+        """The parameters that a shard holds."""
+        return np.asarray(self._slice(s))
+
+    # Everyone's.
+
+    @staticmethod
+    def leaves(state: PyTree) -> dict[str, Any]:
+        """A state as host arrays and the name of its structure."""
+        leaves, structure = jax.tree.flatten(state)
+        return {"structure": str(structure), "leaves": [np.asarray(jax.random.key_data(x) if _is_key(x) else x) for x in leaves]}
+
+    def worker_from(self, content: dict[str, Any]) -> W:
+        """The inverse of `leaves` for a worker's state, which may have one structure before and another after the exchange."""
+        first = jax.eval_shape(lambda v: self.strategy.init_worker(v, self._info(0)), self.vector)
+        return _from_leaves(content, (first, self._shaped_worker(len(self.vector))))
+
+    def server_from(self, content: dict[str, Any], shard: int) -> S:
+        """The inverse of `leaves` for a shard's state."""
+        return _from_leaves(content, (jax.eval_shape(lambda: self.server(shard)),))
+
+    def params(self, workers: Sequence[W], servers: Sequence[S]) -> np.ndarray:
+        """float32 `[n]`: the parameters to validate and to export. Rules with a server get no worker, rules without one get all of them."""
+        return np.asarray(self._params(list(workers) if self.strategy.peers else [], list(servers)))
+
+    def _params_(self, workers: list[W], servers: list[S]) -> Any:
+        if self.strategy.peers:
+            return self.strategy.params(jax.tree.map(lambda *leaves: jnp.stack(leaves), *workers), ())
+        return jnp.concatenate([self.strategy.params(None, s) for s in servers])
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _from_leaves(content: dict[str, Any], shapes: tuple[PyTree, ...]) -> PyTree:
+    for shape in shapes:
+        wanted, structure = jax.tree.flatten(shape)
+        if str(structure) == content["structure"]:
+            stored = content["leaves"]
+            keys = [jnp.issubdtype(like.dtype, jax.dtypes.prng_key) for like in wanted]
+            leaves = [jax.random.wrap_key_data(x) if key else jnp.asarray(x) for x, key in zip(stored, keys, strict=True)]
+            return jax.tree.unflatten(structure, leaves)
+    raise RunFailed("the stored state of an actor is not one of this strategy", then="resume with the strategy and options of the run")
+
+
+def _alone(push: bool, fetch: bool, source: int, staleness: int) -> In:
+    return In((), np.bool_(push), np.bool_(fetch), np.int32(source), np.int32(staleness))

@@ -1,0 +1,488 @@
+"""Any number of workers on one machine under a virtual clock: the actors, their messages and the time they take, but no network.
+
+The gradients are computed, the updates are made; only the clock is imagined. A batch takes `compute` seconds times the factor of the straggler model; where
+there are more workers than `cores`, computing workers share them. A message takes `latency` plus its bytes over `bandwidth`, and a shard serves one message
+after another, `service` seconds each. Failures happen when the schedule says so.
+
+The simulation is deterministic: events at the same time come in the order in which they were made, and random numbers belong to (seed, actor, count). Its
+whole state can be taken (`state`) between two events and put back, messages in flight included.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from hlt_train.errors import RunFailed
+from hlt_train.strategies import SERVER
+from hlt_train.transports.account import APPLIED, GATED, HELD, LATE, Account, Coverage
+from hlt_train.transports.actors import Reply, Served, Shard, Worker
+from hlt_train.transports.dealing import Share, deals, inherit
+from hlt_train.transports.freeze import freeze, thaw
+from hlt_train.transports.journal import Journals
+from hlt_train.transports.program import Message, Program
+from hlt_train.transports.stragglers import Factor, uniform
+
+__all__ = ["Failure", "Simulation", "Span", "Timing"]
+
+_LATENCY, _LOSS, _REORDER = 0x4C41, 0x4C4F, 0x5245
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of virtual time.
+
+    Attributes:
+        compute: mean of a batch on a core of its own.
+        factor: of each batch (see `stragglers`).
+        latency: mean of a message; the actual one is exponential above half of it, so that messages overtake each other.
+        bandwidth: bytes/s of a link.
+        service: of a message at a shard.
+        idle: between two asks of a worker that was given no data.
+        cores: cores that the workers share; None: one each.
+        loss, reorder: probabilities for a datagram (rules with reliable=False) to be lost, or held back for one more latency.
+        detection: from a death to its discovery.
+    """
+
+    compute: float = 0.02
+    factor: Factor = field(default=lambda _worker, _batch: 1.0)
+    latency: float = 1e-4
+    bandwidth: float = 1e9
+    service: float = 0.0
+    idle: float = 1e-3
+    cores: int | None = None
+    loss: float = 0.0
+    reorder: float = 0.0
+    detection: float = 0.2
+
+
+class Failure(NamedTuple):
+    """At `time` the worker `index` dies (kind "kill"), or is stopped for `seconds` (kind "stop"); kind "server": the server dies and is rolled back."""
+
+    time: float
+    kind: str
+    index: int = 0
+    seconds: float = 0.0
+
+
+class Span(NamedTuple):
+    """What an actor did from `begin` to `end`, for the timeline. kind: compute | wait | serve | failure."""
+
+    actor: str
+    kind: str
+    begin: float
+    end: float
+
+
+class Simulation:
+    """A run under the virtual clock.
+
+    Args:
+        program: the strategy.
+        data: share -> batch.
+        steps: batches of each worker.
+        coverage: of the data.
+        timing: seconds.
+        failures: on schedule.
+        journals: the actors' logs.
+        spans: called with what actors did, for the timeline.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        data: Callable[[tuple[int, int]], Any],
+        *,
+        steps: int,
+        coverage: Coverage,
+        timing: Timing,
+        failures: tuple[Failure, ...] = (),
+        journals: Journals | None = None,
+        spans: Callable[[Span], None] | None = None,
+    ) -> None:
+        self.program, self.rule, self.data, self.steps, self.timing, self.coverage = program, program.strategy, data, steps, timing, coverage
+        n, shards = program.workers, 0 if program.strategy.peers else program.shards
+        self.journals = journals or Journals(None)
+        note = self.journals.note
+        dealt = deals(n, steps, self.rule.warm)
+        self.workers = [Worker(program, k, dealt[k], note("worker", k), steps * n) for k in range(n)]
+        self.shards = [Shard(program, k, note("shard", k)) for k in range(shards)]
+        self.account = Account(n)
+        self.now = 0.0
+        self.computed = 0  # batches, over all workers
+        self.losses: list[float] = []  # since they were last collected
+        self.failures = failures
+        self.dead: set[int] = set()
+        self._heap: list[tuple[float, int, str, int, Any]] = []
+        self._count = 0
+        self._sent: dict[tuple[int, int], Message] = {}  # messages whose answer has not come
+        self._parts: dict[tuple[int, int], dict[int, Reply]] = {}  # answers that have come, by shard
+        self._inbox: list[list[Message]] = [[] for _ in range(n)]
+        self._parked: dict[int, float] = {}  # worker -> since when it waits for its answer
+        self._busy: set[int] = set()  # workers that compute
+        self._finished: set[int] = set()
+        self._since: dict[int, float] = {}
+        self._frozen: dict[int, float] = {}  # stopped workers -> until when
+        self._free = [0.0] * max(1, shards)  # when a shard has done what it has
+        self._spans = spans
+        self._started = False
+        self._saved: dict[str, Any] | None = None  # the last checkpoint, to which a dead server goes back
+        for k, failure in enumerate(failures):
+            self._at(failure.time, "failure", k, None)
+
+    # Running.
+
+    def advance(self, computed: int) -> bool:
+        """Go on until so many batches have been computed, over all workers. False: the run is over."""
+        if not self._started:
+            self._started = True
+            for worker in self.workers[: 1 if self.rule.warm else None]:
+                self._go_on(worker)
+            if any(failure.kind == "server" for failure in self.failures):
+                self.remember()
+        while self.computed < computed:
+            if not self._heap:
+                break
+            self.now, _, kind, actor, what = heapq.heappop(self._heap)
+            getattr(self, f"_on_{kind}")(actor, what)
+        if self.computed < computed and any(w.wants != "done" for w in self.workers if w.index not in self.dead):
+            waiting = [w.index for w in self.workers if w.index not in self.dead and w.wants != "done"]
+            raise RunFailed(f"the simulation stands still: workers {waiting[:8]} wait for an answer that nobody will send")
+        return self.computed >= computed
+
+    def drain(self) -> None:
+        """After the last batch: let what is under way arrive, and count what no push took along."""
+        while self._heap:
+            self.now, _, kind, actor, what = heapq.heappop(self._heap)
+            getattr(self, f"_on_{kind}")(actor, what)
+        for worker in self.workers:
+            for share in worker.pending:
+                self.coverage.mark(share, HELD)
+            worker.pending = []
+
+    def stop(self) -> None:
+        """Let no worker begin another batch."""
+        for worker in self.workers:
+            worker.stopped = True
+
+    def params(self) -> np.ndarray:
+        """float32 `[n]`: the parameters to validate."""
+        alive = [w.state for w in self.workers if w.index not in self.dead]
+        return self.program.params(alive, [s.state for s in self.shards])
+
+    def _at(self, time: float, kind: str, actor: int, what: Any) -> None:
+        heapq.heappush(self._heap, (time, self._count, kind, actor, what))
+        self._count += 1
+
+    def _span(self, actor: str, kind: str, begin: float, end: float) -> None:
+        if self._spans is not None and end > begin:
+            self._spans(Span(actor, kind, begin, end))
+
+    # Workers.
+
+    def _go_on(self, worker: Worker) -> None:
+        """Let a worker do everything that takes no time."""
+        k = worker.index
+        while k not in self.dead and k not in self._frozen:
+            match worker.wants:
+                case "batch":
+                    seconds = self.timing.idle if worker.share() is None else self._duration(worker)
+                    self._busy.add(k)
+                    self._since[k] = self.now
+                    self._at(self.now + seconds, "computed", k, None)
+                    return
+                case "exchange":
+                    self._deliver(worker)
+                    for message in worker.ask():
+                        self._post(message)
+                    self._collect(worker)
+                case "answer":
+                    assert worker.awaiting is not None
+                    replies = self._parts.get((k, worker.awaiting[0]), {})
+                    if len(replies) < len(self.shards):
+                        self._parked.setdefault(k, self.now)
+                        return
+                    since = self._parked.pop(k, self.now)
+                    self.account.waiting[k] += self.now - since
+                    self._span(f"worker {k}", "wait", since, self.now)
+                    self._parts.pop((k, worker.awaiting[0]))
+                    self._sent.pop((k, worker.awaiting[0]), None)
+                    worker.answer([replies[s] for s in range(len(self.shards))])
+                    self._collect(worker)
+                case "done":
+                    self._finished.add(k)
+                    worker.end()
+                    self._settle()
+                    return
+
+    def _duration(self, worker: Worker) -> float:
+        timing = self.timing
+        crowd = 1.0 if timing.cores is None else max(1.0, (len(self._busy) + 1) / timing.cores)
+        return timing.compute * timing.factor(worker.index, worker.t) * crowd
+
+    def _on_computed(self, k: int, _what: Any) -> None:
+        if k in self.dead:
+            return
+        if k in self._frozen:  # stopped meanwhile: the batch ends when it goes on
+            self._at(self._frozen[k], "computed", k, None)
+            return
+        worker = self.workers[k]
+        self._busy.discard(k)
+        share = worker.share()
+        if share is None:
+            worker.idle()
+        else:
+            self.losses.append(worker.evaluate(self.data(share)))
+            self.computed += 1
+            self.account.batches[k] += 1
+            self.account.compute[k] += self.now - self._since[k]
+        self._span(f"worker {k}", "compute" if share is not None else "wait", self._since[k], self.now)
+        self._go_on(worker)
+        if self.rule.warm and k == 0 and worker.t == self.rule.warm * self.program.workers:
+            for other in self.workers[1:]:
+                self._join(other)
+
+    def _join(self, worker: Worker) -> None:
+        """A worker begins at the server's present parameters."""
+        slices, clocks = zip(*(shard.welcome(worker.index) for shard in self.shards), strict=True)
+        worker.join(list(slices), list(clocks))
+        self._go_on(worker)
+
+    def _deliver(self, worker: Worker) -> None:
+        """Hand over what peers have sent."""
+        inbox, self._inbox[worker.index] = self._inbox[worker.index], []
+        worker.peers(inbox)
+
+    def _collect(self, worker: Worker) -> None:
+        for share, why in worker.lost:
+            code = GATED if why == "gated" else LATE
+            self.coverage.mark(share, code)
+            (self.account.gated if code == GATED else self.account.late)[worker.index] += 1
+        worker.lost = []
+
+    # Messages.
+
+    def _post(self, message: Message) -> None:
+        """Put a message on its way."""
+        k, timing = message.source, self.timing
+        size = sum(leaf.nbytes for part in message.parts for leaf in part)
+        self.account.messages[k] += 1
+        self.account.bytes[k] += size
+        if message.to != SERVER:
+            if not self.rule.reliable:
+                if uniform(self.program.seed, _LOSS, k, message.sequence) < timing.loss:
+                    self.account.lost_datagrams[k] += 1
+                    return
+            held = timing.latency if not self.rule.reliable and uniform(self.program.seed, _REORDER, k, message.sequence) < timing.reorder else 0.0
+            self._mark(message)
+            self._at(self._arrival(message, 0, size) + held, "peer", message.to, message)
+            return
+        self._sent[k, message.sequence] = message
+        if self.rule.order == "all":
+            self._at(self._arrival(message, 0, size), "arrive", 0, (k, message.sequence))
+        else:
+            for shard, part in enumerate(message.parts):
+                self._at(self._arrival(message, shard, sum(leaf.nbytes for leaf in part)), "arrive", shard, (k, message.sequence))
+
+    def _arrival(self, message: Message, shard: int, size: int) -> float:
+        timing = self.timing
+        u = uniform(self.program.seed, _LATENCY + shard, message.source, message.sequence)
+        return self.now + timing.latency * (0.5 - 0.5 * float(np.log(u))) + size / timing.bandwidth
+
+    def _on_peer(self, to: int, message: Message) -> None:
+        if to not in self.dead:
+            self._inbox[to].append(message)
+
+    def _on_arrive(self, shard: int, what: tuple[int, int]) -> None:
+        """A message reaches a shard, which begins it when it has done what came before."""
+        begin = max(self.now, self._free[shard])
+        self._free[shard] = begin + self.timing.service
+        self._span(f"shard {shard}", "serve", begin, self._free[shard])
+        self._at(self._free[shard], "offer", shard, what)
+
+    def _on_offer(self, shard: int, what: tuple[int, int]) -> None:
+        message = self._sent.get(what)
+        if message is None:  # of a worker that died, whose shares others have
+            return
+        for s in self.shards if self.rule.order == "all" else [self.shards[shard]]:
+            served = s.offer(message)
+            if served is not None:
+                self._served(s, served)
+        self._serve_ready()
+
+    def _live(self) -> int:
+        """Workers that may still send."""
+        return len(self.workers) - len(self.dead | self._finished)
+
+    def _serve_ready(self) -> None:
+        """Serve while there is enough to serve."""
+        live = self._live() if self.rule.quorum != 1 else 1
+        groups = [self.shards] if self.rule.order == "all" else [[s] for s in self.shards]
+        for group in groups:
+            while group and (messages := group[0].ready(live)):
+                total = self._total([s.measure(messages) for s in group])
+                for s in group:
+                    self._served(s, s.serve(messages, total))
+
+    @staticmethod
+    def _total(measured: list[Any]) -> Any:
+        total = measured[0]
+        for more in measured[1:]:
+            total = jax.tree.map(lambda a, b: a + b, total, more)
+        return total
+
+    def _served(self, shard: Shard, served: Served) -> None:
+        """Account for what a shard did, and send its answers."""
+        if shard.index == 0:
+            for source, sequence, fate, staleness in served.fates:
+                self._fate(source, sequence, fate, staleness)
+        for reply in served.replies:
+            if reply.to in self.dead:
+                continue
+            size = sum(leaf.nbytes for leaf in reply.part)
+            self.account.bytes[reply.to] += size
+            u = uniform(self.program.seed, _LATENCY + 1000 + shard.index, reply.to, reply.sequence)
+            self._at(self.now + self.timing.latency * (0.5 - 0.5 * float(np.log(u))) + size / self.timing.bandwidth, "reply", reply.to, reply)
+
+    def _fate(self, source: int, sequence: int, fate: str, staleness: int) -> None:
+        message = self._sent[source, sequence]
+        if fate == "applied":
+            self.account.applied[source] += 1
+            self.account.stale(source, staleness)
+            for share in message.shares:
+                self.coverage.mark(share, APPLIED)
+        elif fate == "late":
+            self.account.late[source] += 1
+            for share in message.shares:
+                self.coverage.mark(share, LATE)
+        if not message.fetch:
+            self._sent.pop((source, sequence))
+
+    def _mark(self, message: Message) -> None:
+        for share in message.shares:
+            self.coverage.mark(share, APPLIED)
+
+    def _on_reply(self, k: int, reply: Reply) -> None:
+        if k in self.dead:
+            return
+        self._parts.setdefault((k, reply.sequence), {})[reply.shard] = reply
+        if k in self._parked:
+            self._go_on(self.workers[k])
+
+    def _settle(self) -> None:
+        """A worker is done or dead: a round may be complete without it."""
+        if self.rule.quorum != 1:
+            self._serve_ready()
+
+    # Failures.
+
+    def _on_failure(self, number: int, _what: Any) -> None:
+        failure = self.failures[number]
+        name = "server" if failure.kind == "server" else f"worker {failure.index}"
+        self._span(name, "failure", self.now, self.now + max(failure.seconds, self.timing.detection))
+        if failure.kind == "stop":
+            self._frozen[failure.index] = self.now + failure.seconds
+            self._at(self.now + failure.seconds, "thaw", failure.index, None)
+        elif failure.kind == "kill" and failure.index not in self.dead:
+            self.dead.add(failure.index)
+            self._busy.discard(failure.index)
+            self._parked.pop(failure.index, None)
+            self._at(self.now + self.timing.detection, "death", failure.index, None)
+        elif failure.kind == "server":
+            self._roll_back()
+
+    def _on_thaw(self, k: int, _what: Any) -> None:
+        if self._frozen.get(k, 0.0) <= self.now and k not in self._busy:
+            self._frozen.pop(k, None)
+            self._go_on(self.workers[k])
+        else:
+            self._frozen.pop(k, None)
+
+    def _on_death(self, k: int, _what: Any) -> None:
+        """The death is noticed: what the worker had left, and what it had sent and nobody served, goes to the others."""
+        worker = self.workers[k]
+        sent = [message for (source, _), message in sorted(self._sent.items()) if source == k]
+        unserved: list[Share] = [share for message in sent for share in message.shares if self.coverage.is_open(share)]
+        for message in sent:
+            del self._sent[k, message.sequence]
+        for shard in self.shards:
+            shard.forget(k)
+        heirs = [w for w in self.workers if w.index not in self.dead]
+        if not heirs:
+            raise RunFailed(f"no worker is left at {self.now:.3f} s of virtual time", then="a schedule of failures that leaves one")
+        inherited = inherit(worker.deal, [*worker.unfinished(), *unserved], [w.index for w in heirs])
+        worker.pending = []
+        for heir in heirs:
+            sources = inherited[heir.index]
+            for source in sources:
+                for step in range(source.next, source.stop, source.stride):
+                    self.coverage.note_redealt((step, source.owner))
+            if sources:
+                heir.take_over(sources)
+                if heir.index in self._finished:
+                    self._finished.remove(heir.index)
+                    self._go_on(heir)
+        self._settle()
+
+    def _roll_back(self) -> None:
+        """The server dies: everybody goes back to the last checkpoint; what was applied since is lost with it, and dealt once more."""
+        now = self.now + self.timing.detection
+        assert self._saved is not None
+        tables = {epoch: table.copy() for epoch, table in self._saved["tables"].items()}
+        document, arrays = self._saved["document"], self._saved["arrays"]
+        shift = now - document["now"]
+        account = {name: value.copy() for name, value in self.account.arrays().items()}
+        pending = [(time, kind, actor, what) for time, _, kind, actor, what in sorted(self._heap, key=lambda e: e[:2]) if kind == "failure"]
+        dead = set(self.dead)
+        self.journals.cut(self._saved["sizes"])
+        self.put(document, arrays, self.coverage.epochs, shift)
+        self.coverage.roll_back(tables)
+        self.account.restore(account)
+        self._heap = [event for event in self._heap if event[2] != "failure"]
+        heapq.heapify(self._heap)
+        for time, kind, actor, what in pending:
+            self._at(max(time, now), kind, actor, what)
+        for k in sorted(dead - self.dead):
+            self.dead.add(k)
+            self._at(now, "death", k, None)
+
+    # The whole state.
+
+    def remember(self) -> None:
+        """Keep the present state as the checkpoint to which a dead server goes back."""
+        document, arrays = self.take()
+        tables = {epoch: table.copy() for epoch, table in self.coverage.epochs.items()}
+        self._saved = {"document": document, "arrays": arrays, "tables": tables, "sizes": self.journals.sizes()}
+
+    def take(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+        """The state between two events: a JSON document and arrays. The coverage is its owner's to keep."""
+        arrays: dict[str, np.ndarray] = {}
+        names = ("now", "computed", "losses", "dead", "_heap", "_count", "_sent", "_parts", "_inbox", "_parked", "_busy", "_finished", "_since", "_frozen", "_free", "_started")
+        document = {name: freeze(getattr(self, name), arrays) for name in names}
+        document["workers"] = [freeze(worker.frozen(), arrays) for worker in self.workers]
+        document["shards"] = [freeze(shard.frozen(), arrays) for shard in self.shards]
+        document["account"] = freeze(self.account.arrays(), arrays)
+        return document, arrays
+
+    def put(self, document: dict[str, Any], arrays: dict[str, np.ndarray], tables: dict[int, np.ndarray], shift: float = 0.0) -> None:
+        """Back to a state that `take` took, `shift` seconds later."""
+        held = {name: thaw(value, arrays) for name, value in document.items() if name not in ("workers", "shards", "account")}
+        for name, value in held.items():
+            setattr(self, name, set(value) if name in ("dead", "_busy", "_finished") else value)
+        self.now += shift
+        self._heap = [(time + shift, *rest) for time, *rest in (tuple(event) for event in held["_heap"])]
+        heapq.heapify(self._heap)
+        for name in ("_parked", "_since", "_frozen"):
+            setattr(self, name, {k: time + shift for k, time in getattr(self, name).items()})
+        self._free = [time + shift for time in self._free]
+        for worker, content in zip(self.workers, document["workers"], strict=True):
+            worker.thawed(thaw(content, arrays))
+        for shard, content in zip(self.shards, document["shards"], strict=True):
+            shard.thawed(thaw(content, arrays))
+        self.account.restore(thaw(document["account"], arrays))
+        self.coverage.epochs = {epoch: table.copy() for epoch, table in tables.items()}

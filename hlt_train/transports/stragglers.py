@@ -1,0 +1,74 @@
+"""How long things take in a simulation: a mean, and a random factor for each batch of each worker.
+
+The factor is a function of (seed, worker, batch): nothing is drawn in sequence, so a simulation can be stopped and resumed anywhere. Its mean is 1, whatever
+the model, so that the mean of a batch stays `compute`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from hlt_train.errors import UsageError, nearest
+
+__all__ = ["MODELS", "Factor", "factor", "uniform"]
+
+Factor = Callable[[int, int], float]  # (worker, batch) -> factor
+MODELS = ("none", "lognormal", "pareto", "trace")
+_COMPUTE = 0x5742
+
+
+def uniform(seed: int, purpose: int, actor: int, count: int) -> float:
+    """A number in (0, 1) that belongs to (seed, purpose, actor, count): raw 64-bit output of Philox, which no version of NumPy changes."""
+    bits = np.random.Philox(key=np.array([seed, purpose], np.uint64), counter=np.array([0, 0, actor, count], np.uint64))
+    return (int(bits.random_raw()) + 0.5) / 2.0**64
+
+
+def factor(text: str, seed: int) -> Factor:
+    """`none`, `lognormal:SIGMA`, `pareto:ALPHA` (ALPHA > 1) or `trace:FILE` as a factor of the computing time.
+
+    - lognormal: exp(sigma z - sigma^2 / 2);
+    - pareto: x_m u^(-1/alpha) with x_m = (alpha - 1) / alpha: heavy tails, as of a machine that swaps or shares its cores;
+    - trace: a measured time, drawn with replacement from a text file with one number per line, over the mean of the file.
+    """
+    name, _, value = text.partition(":")
+    if name not in MODELS:
+        raise UsageError(f"no straggler model is called '{name}'", near=nearest(name, MODELS), then=f"one of: {', '.join(MODELS)}")
+    if name == "none":
+        return lambda _worker, _batch: 1.0
+    if name == "trace":
+        return _trace(value, seed)
+    try:
+        parameter = float(value)
+    except ValueError as error:
+        raise UsageError(f"{name} takes a number, got '{text}'", then=f"for instance {name}:1.5") from error
+    if name == "lognormal":
+        if parameter < 0:
+            raise UsageError(f"the width of a lognormal is not negative, got {parameter:g}")
+        return lambda worker, batch: math.exp(parameter * _normal(seed, worker, batch) - parameter**2 / 2)
+    if parameter <= 1:
+        raise UsageError(f"a Pareto distribution has a mean only for an exponent above 1, got {parameter:g}")
+    return lambda worker, batch: (parameter - 1) / parameter * uniform(seed, _COMPUTE, worker, batch) ** (-1 / parameter)
+
+
+def _normal(seed: int, worker: int, batch: int) -> float:
+    from scipy.special import ndtri
+
+    return float(ndtri(uniform(seed, _COMPUTE, worker, batch)))
+
+
+def _trace(path: str, seed: int) -> Factor:
+    file = Path(path)
+    if not file.is_file():
+        raise UsageError(f"no such trace of batch times: {path}", then="a text file with one number of seconds per line")
+    try:
+        times = np.loadtxt(file, ndmin=1, dtype=np.float64).ravel()
+    except ValueError as error:
+        raise UsageError(f"not a trace of batch times: {error}", where=path) from error
+    if not len(times) or not (np.isfinite(times) & (times > 0)).all():
+        raise UsageError("a trace holds at least one time, and all of them are positive", where=path)
+    relative = times / times.mean()
+    return lambda worker, batch: float(relative[int(uniform(seed, _COMPUTE, worker, batch) * len(relative))])
