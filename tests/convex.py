@@ -47,10 +47,13 @@ def deal(batches: tuple[np.ndarray, np.ndarray], workers: int) -> tuple[np.ndarr
     return np.ascontiguousarray(x), np.ascontiguousarray(y)
 
 
-def build(rule: Strategy, workers: int, steps: int, seed: int = 7) -> Lockstep:
-    return Lockstep(
-        rule, devices.mesh(workers), gradient, lambda _resident, portion: lambda i: jax.tree.map(lambda leaf: leaf[i], portion), seed=seed, steps=steps
-    )
+def select(_resident: Any, portion: Any) -> Any:
+    """Step (or portion) i of a device's data."""
+    return lambda i: jax.tree.map(lambda leaf: leaf[i], portion)
+
+
+def build(rule: Strategy, workers: int, steps: int, seed: int = 7, **options: Any) -> Lockstep:
+    return Lockstep(rule, devices.mesh(workers), gradient, select, seed=seed, steps=steps, **options)
 
 
 def run(lockstep: Lockstep, batches: tuple[np.ndarray, np.ndarray], carry: Carry | None = None) -> tuple[Carry, np.ndarray]:

@@ -14,23 +14,38 @@ import pytest
 
 from hlt_train.errors import UsageError
 from hlt_train.strategies import In, Info, Out, Strategy
-from hlt_train.transports.lockstep import actor_key
+from hlt_train.transports.lockstep import Network, actor_key
 from tests import convex
 
 RULE = convex.strategy("sync")
 
 
-@pytest.mark.parametrize(
-    ("change", "named"), [({"quorum": 1}, "quorum=1"), ({"batch": lambda w: 0}, "batch"), ({"wait": False}, "wait=False"), ({"fan": 2}, "fan=2")]
-)
-def test_refuses_by_name(change: dict[str, Any], named: str) -> None:
+REFUSED = [
+    ({"quorum": -1}, {}, "quorum=-1 leaves no message of 1 workers"),
+    ({"quorum": -1, "late": "serve"}, {}, "late='serve'"),
+    ({"fan": 2}, {}, "fan=2 to a server"),
+    ({"peers": True, "warm": 3}, {}, "warm=3"),
+    ({"batch": lambda w: 0, "warm": 3}, {}, "warm and batch"),
+    ({}, {"arrival": "rotate"}, "arrival=rotate"),
+    ({"quorum": 1}, {"arrival": "rotated"}, "arrival has no value 'rotated'"),
+    ({}, {"loss": 0.1}, "loss=0.1"),
+    ({"reliable": False}, {"reorder": 0.1}, "reorder=0.1"),
+    ({"reliable": False}, {"loss": 1.5}, "no probability"),
+    ({"quorum": 1}, {"exchange": "alltoall"}, "exchange=alltoall"),
+    ({}, {"wire": "int8"}, "wire=int8 without"),
+    ({}, {"wire": "int7"}, "int7"),
+]
+
+
+@pytest.mark.parametrize(("change", "network", "named"), REFUSED)
+def test_refuses_by_name(change: dict[str, Any], network: dict[str, Any], named: str) -> None:
     with pytest.raises(UsageError, match=named):
-        convex.build(RULE._replace(**change), 1, 1)
+        convex.build(RULE._replace(**change), 1, 1, network=Network(**network))
 
 
-def test_refuses_messages_to_workers() -> None:
+def test_refuses_undeclared_messages_to_workers() -> None:
     lockstep = convex.build(RULE._replace(ask=lambda w, key: (w, Out(w.grads, True, True, 1))), 2, 1)
-    with pytest.raises(UsageError, match="messages to other workers"):
+    with pytest.raises(UsageError, match="peers=True"):
         convex.run(lockstep, convex.data(1, 4))
 
 
