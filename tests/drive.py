@@ -28,7 +28,7 @@ class Message(NamedTuple):
     body: Any
     push: bool
     fetch: bool
-    seen: int  # the server's clock as its sender knew it
+    seen: int  # the server's clock (its updates) as the sender knew it
     round: int  # the round whose answer its sender has
 
 
@@ -122,7 +122,7 @@ class Drive:
             batch.sort(key=lambda m: m.source)
         self.answers = self._served(batch)
         self.rounds += 1
-        self.clock += sum(m.push for m in batch)
+        self.clock += any(m.push for m in batch)
         for message, answer in zip(batch, self.answers, strict=True):
             self._answer(message, answer)
         for message in batch:

@@ -87,8 +87,8 @@ class Out(NamedTuple):
 class In(NamedTuple):
     """Messages as their receiver sees them: every leaf stacked on axis 0 in the order in which they count; `take` gets one, without that axis.
 
-    `staleness` is the server's clock (served pushes) minus the clock that the sender had seen; 0 for a peer's message. With `combine="mean"` the body has a
-    leading axis of length 1. `take` gets the body beside it, and () here.
+    `staleness` is the server's clock minus the clock that the sender had seen, and 0 for a peer's message. The clock counts updates: serves with a push among
+    their messages. With `combine="mean"` the body has a leading axis of length 1. `take` gets the body beside it, and () here.
     """
 
     body: Body
