@@ -25,7 +25,8 @@ from hlt_train.restore import ModelSpec, write_model
 from hlt_train.run import Run, constraints
 from hlt_train.scoring import write_working_points
 from hlt_train.strategies import Setup, Strategy
-from hlt_train.training import Plan, Task, Trainer
+from hlt_train.task import Plan, Task
+from hlt_train.training import Trainer
 from hlt_train.types import Inputs
 from hlt_train.validation import Losses
 

@@ -1,0 +1,82 @@
+"""What is learnt, and for how long: what every trainer is given.
+
+The loss of a worker's batch of b rows is `sum(w * l) / (b * mean_weight)`: linear in the rows, so that the mean over N workers is the loss of one worker with
+N b rows, and the last batch of an epoch, which has fewer rows, counts each of them as much as any other. `mean_weight` is that of the training split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from hlt_train.data.stream import Stream
+from hlt_train.devices import memory
+from hlt_train.strategies import Params
+from hlt_train.validation import Losses
+
+__all__ = ["Plan", "Task", "gradient_of", "stays"]
+
+RESIDENT_SHARE = 0.25
+
+
+class Task(NamedTuple):
+    """What is learnt.
+
+    Attributes:
+        params: initial parameters, a pytree of float arrays.
+        losses: (params, batch, key or None) -> (loss per row `[n]`, figures per row by name, which validation averages).
+        train: the shuffled training stream.
+        validation: the validation split in file order.
+        mean_weight: mean training weight over the training split.
+        batch: rows per step over all workers.
+        penalty: added to the loss of a step; a function of the parameters alone.
+    """
+
+    params: Params
+    losses: Losses
+    train: Stream
+    validation: Stream
+    mean_weight: float
+    batch: int
+    penalty: Callable[[Params], jax.Array] | None = None
+
+
+class Plan(NamedTuple):
+    """How long and how. steps: of the whole run. resident: auto | always | never. checkpoint_every: steps; None: at the ends of epochs, not too often."""
+
+    steps: int
+    seed: int
+    scan: int = 32
+    resident: str = "auto"
+    checkpoint_every: int | None = None
+    keep: int = 3
+    patience: int | None = None
+    log_every: int = 100
+    verb: str = "fit"
+
+
+def gradient_of(task: Task) -> Callable[[Params, Any, Any], tuple[jax.Array, Params]]:
+    """(params, batch, key) -> (loss, grads) of one worker's batch."""
+
+    def gradient(params: Params, batch: Any, key: Any) -> tuple[jax.Array, Params]:
+        def loss(p: Params) -> jax.Array:
+            rows, _figures = task.losses(p, batch, key)
+            mean = jnp.sum(batch.weight * rows) / (rows.shape[0] * task.mean_weight)
+            return mean if task.penalty is None else mean + task.penalty(p)
+
+        value, grads = jax.value_and_grad(loss)(params)
+        return value, grads
+
+    return gradient
+
+
+def stays(task: Task, plan: Plan, mesh: Mesh) -> bool:
+    """Whether the decoded data are kept on the devices."""
+    if plan.resident != "auto":
+        return plan.resident == "always"
+    decoded = task.train.row_bytes * task.train.rows + task.validation.row_bytes * task.validation.rows
+    return bool(decoded <= RESIDENT_SHARE * memory(mesh))
