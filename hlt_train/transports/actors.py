@@ -16,7 +16,7 @@ import numpy as np
 
 from hlt_train.strategies import SERVER
 from hlt_train.transports.dealing import Deal, Source
-from hlt_train.transports.program import Message, Parts, Program
+from hlt_train.transports.program import Message, Program
 
 __all__ = ["Reply", "Served", "Shard", "Worker"]
 

@@ -1,9 +1,10 @@
 """The logs of actors: what each consumed, in its order. One file per actor in `actors/` of a run, JSON lines after a header with format and version.
 
-A line is written, unbuffered, before what depends on it is sent: what a killed process wrote is in the kernel's hands and is not lost with it. Lines of a
-worker are `[point, source, sequence]` (source -1: the server's answer to the worker's own message), `{"t": batches, "takes over": [[owner, next, stop, stride], ...]}`,
-`{"joins": clocks}` (it begins at the server's parameters) or `{"t": batches, "ends": true}`; lines of a shard are `[[source, sequence], ...]`, one per serve,
-`{"late": [source, sequence]}` or `{"joins": worker}`. Any other object is a remark, such as `{"restored": step}`.
+A line is written, unbuffered, before what depends on it is sent: what a killed process wrote is in the kernel's hands and is not lost with it.
+
+Lines of a worker: `[point, source, sequence]` (source -1: the server's answer to the worker's own message), `{"t": batches, "takes over": [[owner, next, stop,
+stride], ...]}`, `{"joins": clocks}` (it begins at the server's parameters), `{"t": batches, "ends": true}`. Lines of a shard: `[[source, sequence], ...]`, one
+per serve, `{"late": [source, sequence]}`, `{"joins": worker}`. Any other object is a remark, such as `{"restored": step}`.
 
 When a run goes back to a checkpoint its logs are cut to what they were then: what they hold is one history, from the first batch to the last.
 """

@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hlt_train.errors import RunFailed
-from hlt_train.strategies import In, Info, Out, S, Sparse, Strategy, W, nothing
+from hlt_train.precision.wire import check, decode, encode, error
+from hlt_train.strategies import In, Info, S, Sparse, Strategy, W, nothing
 from hlt_train.strategies._served import served
 from hlt_train.transports.keys import INIT, SERVER_ACTOR, actor_key
 
@@ -75,8 +76,7 @@ class Layout:
         parts = []
         for leaf, cut, sparse in zip(leaves, self.cut, self.sparse, strict=True):
             if sparse:
-                inside = (leaf.index >= begin) & (leaf.index < end)
-                parts.append(Sparse(jnp.where(inside, leaf.index - begin, end - begin), leaf.value))
+                parts.append(leaf.part(begin, end))
             else:
                 parts.append(leaf[..., begin:end] if cut else leaf)
         return jax.tree.unflatten(self.structure, parts)
@@ -109,12 +109,20 @@ class Program:
     def __init__(
         self, strategy: Strategy, gradient: Gradient, vector: np.ndarray, batch: Any, *, workers: int, shards: int = 1, seed: int, wire: str = "float32"
     ) -> None:
-        self.strategy, self.vector, self.workers, self.shards, self.seed, self.wire = strategy, np.asarray(vector, np.float32), workers, shards, seed, wire
+        self.strategy, self.vector, self.workers, self.shards, self.seed = strategy, np.asarray(vector, np.float32), workers, shards, seed
+        self.wire = check(wire)
         self.cuts = [len(self.vector) * k // shards for k in range(shards + 1)]
+        self.wire_errors: list[float] = []  # relative, of each message since they were last collected
         self._gradient = gradient
         self._grads = jax.eval_shape(lambda v, b: gradient(v, b, jax.random.key(0))[1], self.vector, batch)
         self._body = Layout(self._body_at, len(self.vector), self.cuts)
-        self._body_tree = jax.tree.structure(self._body_at(len(self.vector)))
+        body = self._body_at(len(self.vector))
+        self._body_tree = jax.tree.structure(body)
+        self._small = [
+            self.wire != "float32" and cut and leaf.ndim == 1 and leaf.dtype == jnp.float32
+            for cut, leaf in zip(self._body.cut, self._leaves(body), strict=True)
+        ]
+        self._travels = jax.tree.structure(jax.eval_shape(self._encode, body))
         self._answer = None if strategy.peers else Layout(self._answer_at, len(self.vector), self.cuts)
         self.measures = strategy.measure is not nothing
         self._compute = jax.jit(self._compute_)
@@ -179,24 +187,25 @@ class Program:
 
     def ask(self, w: W, index: int, t: int, number: int) -> tuple[W, list[tuple[bool, bool, int, Parts]]]:
         """What the worker sends after its t-th batch: (push, fetch, to, parts) of each message. `number` counts the asks of this exchange."""
-        w, flags, bodies = self._ask(w, np.uint32(index), np.uint32(t), number)
-        (push, fetch, to), bodies = jax.device_get((flags, bodies))
+        w, flags, bodies, lost = self._ask(w, np.uint32(index), np.uint32(t), number)
+        (push, fetch, to), bodies, lost = jax.device_get((flags, bodies, lost))
+        if self.wire != "float32":
+            self.wire_errors.append(float(lost))
         if self.strategy.fan == 1:
             return w, [(bool(push), bool(fetch), int(to), [tuple(jax.tree.leaves(body)) for body in bodies])]
         return w, [
-            (bool(push[k]), bool(fetch[k]), int(to[k]), [tuple(leaf[k] for leaf in jax.tree.leaves(body)) for body in bodies])
-            for k in range(self.strategy.fan)
+            (bool(push[k]), bool(fetch[k]), int(to[k]), [tuple(leaf[k] for leaf in jax.tree.leaves(body)) for body in bodies]) for k in range(self.strategy.fan)
         ]
 
-    def _ask_(self, w: W, index: Any, t: Any, number: Any) -> tuple[W, Any, list[PyTree]]:
+    def _ask_(self, w: W, index: Any, t: Any, number: Any) -> tuple[W, Any, list[PyTree], Any]:
         _, key = jax.random.split(actor_key(self.seed, index, t))
         w, out = self.strategy.ask(w, key if self.strategy.asks == 1 else jax.random.fold_in(key, number))
         lead = () if self.strategy.fan == 1 else (self.strategy.fan,)
         push, fetch = (jnp.broadcast_to(jnp.asarray(flag, bool), lead) for flag in (out.push, out.fetch))
         to = jnp.broadcast_to(jnp.asarray(out.to, jnp.int32), lead)
         if self.strategy.peers:
-            return w, (push, fetch, to), [out.body]
-        return w, (push, fetch, to), [self._encode(self._body.split(out.body, k)) for k in range(self.shards)]
+            return w, (push, fetch, to), [out.body], jnp.float32(0)
+        return w, (push, fetch, to), [self._encode(self._body.split(out.body, k)) for k in range(self.shards)], self._error(out.body)
 
     def take(self, w: W, parts: Parts, push: bool, staleness: int, index: int) -> W:
         """The server's answer, one part per shard."""
@@ -247,17 +256,23 @@ class Program:
     def _in(self, leaves: Any, push: Any, fetch: Any, source: Any, staleness: Any) -> In:
         return In(jax.vmap(self._decode)(leaves), push, fetch, source, staleness)
 
-    def _encode(self, body: PyTree) -> PyTree:
+    def _encode(self, body: PyTree) -> list[PyTree]:
         """A shard's part of a body as it travels (traced)."""
-        leaves = jax.tree.leaves(body, is_leaf=_is_sparse)
-        return [encode(leaf, self.wire) if self._travels_small(k, leaf) else leaf for k, leaf in enumerate(leaves)]
+        return [encode(leaf, self.wire) if small else leaf for leaf, small in zip(self._leaves(body), self._small, strict=True)]
 
-    def _travels_small(self, k: int, leaf: Any) -> bool:
-        return self.wire != "float32" and self._body.cut[k] and leaf.ndim == 1 and leaf.dtype == jnp.float32
+    def _decode(self, travelled: Any) -> PyTree:
+        """A part as it travelled -> the body (traced)."""
+        items = jax.tree.unflatten(self._travels, travelled)
+        return jax.tree.unflatten(self._body.structure, [decode(item) if small else item for item, small in zip(items, self._small, strict=True)])
 
-    def _decode(self, leaves: Any) -> PyTree:
-        """A part as it travelled -> the body (traced). The length of a slice is that of the shard that is traced."""
-        return jax.tree.unflatten(self._body_tree, leaves)
+    def _error(self, body: PyTree) -> Any:
+        """What the wire costs a body: the largest relative error of its leaves (traced)."""
+        found = [error(leaf, self.wire) for leaf, small in zip(self._leaves(body), self._small, strict=True) if small]
+        return jnp.max(jnp.stack(found)) if found else jnp.float32(0)
+
+    @staticmethod
+    def _leaves(body: PyTree) -> list[Any]:
+        return jax.tree.leaves(body, is_leaf=_is_sparse)
 
     def slice(self, s: S) -> np.ndarray:
         """The parameters that a shard holds."""

@@ -69,11 +69,13 @@ class Replay:
             for worker in self.workers.values():
                 while self._worker(worker):
                     moved = True
-            moved |= self._all() if self.rule.order == "all" else any([self._each(shard) for shard in self.shards])
+            moved |= self._all() if self.rule.order == "all" else sum(map(self._each, self.shards)) > 0
         left = [f"worker {k} at exchange point {self.workers[k].point}" for k, lines in self._lines.items() if lines]
         left += [f"shard {k} after {len(shard)} more serves" for k, shard in enumerate(self._served) if shard]
         if left:
-            raise RunFailed(f"the logs do not fit together: {', '.join(left[:4])} wait for messages that nobody sends", then="replay a run whose logs are whole")
+            raise RunFailed(
+                f"the logs do not fit together: {', '.join(left[:4])} wait for messages that nobody sends", then="replay a run whose logs are whole"
+            )
 
     def params(self) -> np.ndarray:
         """float32 `[n]`: the parameters at the end."""
@@ -87,7 +89,7 @@ class Replay:
         line = lines[0]
         if isinstance(line, dict):
             return self._event(worker, line)
-        point, source, sequence = line
+        _point, source, sequence = line
         match worker.wants:
             case "answer":
                 if source != SERVER:

@@ -274,12 +274,13 @@ class Simulation:
         self.account.messages[k] += 1
         self.account.bytes[k] += size
         if message.to != SERVER:
+            held = 0.0
             if not self.rule.reliable:
                 if uniform(self.program.seed, _LOSS, k, message.sequence) < timing.loss:
                     self.account.lost_datagrams[k] += 1
                     return
-            held = timing.latency if not self.rule.reliable and uniform(self.program.seed, _REORDER, k, message.sequence) < timing.reorder else 0.0
-            self._mark(message)
+                if uniform(self.program.seed, _REORDER, k, message.sequence) < timing.reorder:
+                    held = timing.latency
             self._at(self._arrival(message, 0, size) + held, "peer", message.to, message)
             return
         self._sent[k, message.sequence] = message
@@ -362,10 +363,6 @@ class Simulation:
                 self.coverage.mark(share, LATE)
         if not message.fetch:
             self._sent.pop((source, sequence))
-
-    def _mark(self, message: Message) -> None:
-        for share in message.shares:
-            self.coverage.mark(share, APPLIED)
 
     def _on_reply(self, k: int, reply: Reply) -> None:
         if k in self.dead:
@@ -462,7 +459,24 @@ class Simulation:
     def take(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The state between two events: a JSON document and arrays. The coverage is its owner's to keep."""
         arrays: dict[str, np.ndarray] = {}
-        names = ("now", "computed", "losses", "dead", "_heap", "_count", "_sent", "_parts", "_inbox", "_parked", "_busy", "_finished", "_since", "_frozen", "_free", "_started")
+        names = (
+            "now",
+            "computed",
+            "losses",
+            "dead",
+            "_heap",
+            "_count",
+            "_sent",
+            "_parts",
+            "_inbox",
+            "_parked",
+            "_busy",
+            "_finished",
+            "_since",
+            "_frozen",
+            "_free",
+            "_started",
+        )
         document = {name: freeze(getattr(self, name), arrays) for name in names}
         document["workers"] = [freeze(worker.frozen(), arrays) for worker in self.workers]
         document["shards"] = [freeze(shard.frozen(), arrays) for shard in self.shards]
