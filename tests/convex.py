@@ -22,8 +22,8 @@ def setup(tx: optax.GradientTransformation, workers: int = 1, rate: float = 0.1,
     return Setup(workers, optax.constant_schedule(rate), lambda _schedule: tx, portions)
 
 
-def strategy(name: str, learning_rate: float = 0.1, workers: int = 1, **options: Any) -> Strategy:
-    made: Strategy = plugins.factory("strategies", name)(setup(optax.sgd(learning_rate), workers, learning_rate), **options)
+def strategy(name: str, learning_rate: float = 0.1, workers: int = 1, portions: int = 1, **options: Any) -> Strategy:
+    made: Strategy = plugins.factory("strategies", name)(setup(optax.sgd(learning_rate), workers, learning_rate, portions), **options)
     return made
 
 
@@ -48,28 +48,41 @@ def deal(batches: tuple[np.ndarray, np.ndarray], workers: int) -> tuple[np.ndarr
 
 
 def select(_resident: Any, portion: Any) -> Any:
-    """Step (or portion) i of a device's data."""
-    return lambda i: jax.tree.map(lambda leaf: leaf[i], portion)
+    """Step i of a device's data; portions are counted through the rounds."""
+    return lambda i: jax.tree.map(lambda leaf: leaf[i % leaf.shape[0]], portion)
 
 
 def build(rule: Strategy, workers: int, steps: int, seed: int = 7, **options: Any) -> Lockstep:
     return Lockstep(rule, devices.mesh(workers), gradient, select, seed=seed, steps=steps, **options)
 
 
-def run(lockstep: Lockstep, batches: tuple[np.ndarray, np.ndarray], carry: Carry | None = None) -> tuple[Carry, np.ndarray]:
-    """All steps in dispatches of `lockstep.steps`. Returns the state and the losses `[workers, steps]`."""
+def run(
+    lockstep: Lockstep, batches: tuple[np.ndarray, np.ndarray], carry: Carry | None = None, *, chunk: int | None = None, steps: int | None = None
+) -> tuple[Carry, np.ndarray]:
+    """All steps in dispatches of `chunk`. Returns the state and the losses `[workers, steps]`.
+
+    Where the server hands out portions, every worker has all of them, in the order (step, worker), and there are `steps` steps.
+    """
     n = devices.workers(lockstep.mesh)
     x, y = deal(batches, n)
     carry = lockstep.init(START) if carry is None else carry
+    chunk = chunk or lockstep.steps
+    if lockstep.strategy.batch is not None:
+        every = tuple(np.stack([a.swapaxes(0, 1).reshape(-1, *a.shape[2:])] * n) for a in (x, y))
+    steps = steps or x.shape[1]
     losses = []
-    for start in range(0, x.shape[1], lockstep.steps):
-        part = [np.zeros((n, lockstep.steps, *a.shape[2:]), a.dtype) for a in (x, y)]
-        count = min(lockstep.steps, x.shape[1] - start)
-        for whole, a in zip(part, (x, y), strict=True):
-            whole[:, :count] = a[:, start : start + count]
-        carry, found = lockstep.dispatch(carry, (), devices.place(tuple(part), lockstep.mesh), count)
+    for start in range(0, steps, chunk):
+        count = min(chunk, steps - start)
+        part = every if lockstep.strategy.batch is not None else tuple(_padded(a[:, start : start + count], lockstep.steps) for a in (x, y))
+        carry, found = lockstep.dispatch(carry, (), devices.place(part, lockstep.mesh), count)
         losses.append(np.asarray(found)[:, :count])
     return carry, np.concatenate(losses, axis=1)
+
+
+def _padded(part: np.ndarray, steps: int) -> np.ndarray:
+    whole = np.zeros((part.shape[0], steps, *part.shape[2:]), part.dtype)
+    whole[:, : part.shape[1]] = part
+    return whole
 
 
 def final(lockstep: Lockstep, carry: Carry) -> dict[str, np.ndarray]:

@@ -18,7 +18,7 @@ def diary(fan: int = 1, **changes: Any) -> Strategy:
     """Worker k tells worker 1 - k (with fan 2: also itself) its number of batches, in every batch but each fifth. A worker folds what it hears into a hash."""
 
     def ask(w: Any, _key: Any) -> Any:
-        params, me, t, heard = w
+        _, me, t, _ = w
         to = 1 - me if fan == 1 else jnp.stack([1 - me, me])
         body = 100 * me + t if fan == 1 else jnp.stack([100 * me + t, 100 * me + t + 50])
         return w, Out(body, push=t % 5 != 0 if fan == 1 else jnp.stack([t % 5 != 0, t % 5 == 0]), fetch=False if fan == 1 else jnp.zeros(2, bool), to=to)
