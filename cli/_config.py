@@ -15,7 +15,7 @@ from hlt_train.errors import UsageError, nearest
 __all__ = ["card_content", "given", "override_files"]
 
 GIVEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
-PLUGINS = ("model", "optimizer", "schedule", "strategy")
+PLUGINS = ("model", "optimizer", "schedule", "strategy", "transport")
 
 
 def given(ctx: click.Context, keys: Mapping[str, str]) -> dict[str, Any]:
@@ -24,7 +24,11 @@ def given(ctx: click.Context, keys: Mapping[str, str]) -> dict[str, Any]:
     for parameter, key in keys.items():
         if ctx.get_parameter_source(parameter) in GIVEN:
             value = ctx.params[parameter]
-            found[key] = {"name": value} if key in PLUGINS else value
+            section, dot, option = key.partition(".")
+            if dot:  # an option of a plugin with a flag of its own
+                found[section] = {**found.get(section, {}), option: value}
+            else:
+                found[key] = {**found.get(key, {}), "name": value} if key in PLUGINS else value
     return found
 
 

@@ -19,6 +19,15 @@ KEYS = {
     "optimizer": "optimizer",
     "schedule": "schedule",
     "strategy": "strategy",
+    "transport": "transport",
+    "workers": "transport.workers",
+    "servers": "transport.servers",
+    "wire": "transport.wire",
+    "exchange": "transport.exchange",
+    "overlap": "transport.overlap",
+    "with_ft": "transport.with_ft",
+    "respawn": "transport.respawn",
+    "backups": "strategy.backups",
     "learning_rate": "learning_rate",
     "batch": "batch",
     "length": "for",
@@ -50,6 +59,15 @@ WITH_RESUME = {"length", "resume", "inexact", "as_json", "quiet"}
 @click.option("--learning-rate", type=float, metavar="RATE", help="Peak of the schedule.  [default: 0.003]")
 @click.option("--schedule", metavar="NAME", help="By its name in optax, over the whole length.  [default: cosine_decay_schedule]")
 @click.option("--strategy", metavar="NAME", help="Distributed SGD rule.  [default: sync]")
+@click.option("--transport", metavar="NAME", help="lockstep, simulate or mpi; its options: --set transport.OPTION=VALUE.  [default: lockstep]")
+@click.option("--workers", type=int, metavar="N", help="Workers of simulate and mpi (lockstep: --devices).  [default: 2]")
+@click.option("--servers", type=int, metavar="S", help="Shards of the parameter server of simulate and mpi.  [default: 1]")
+@click.option("--backups", type=int, metavar="B", help="Workers whose gradients a round of sync does not wait for.  [default: 0]")
+@click.option("--wire", metavar="FORMAT", help="Numbers of messages: float32, bfloat16, float16 or int8.  [default: float32]")
+@click.option("--exchange", metavar="HOW", help="How a mean is formed: allreduce or alltoall; mpi also server.")
+@click.option("--overlap", is_flag=True, help="Workers of simulate and mpi go on while an answer is under way.")
+@click.option("--with-ft", is_flag=True, help="mpi: survive killed processes (Open MPI's fault tolerance).")
+@click.option("--respawn", type=int, metavar="N", help="mpi: replace up to N killed workers.")
 @click.option("--devices", type=int, metavar="N", help="Devices of this machine.  [default: 1 on a CPU, all GPUs]")
 @click.option("--seed", type=int, metavar="N", help="Of the weights, the order of the rows and dropout.  [default: 1]")
 @click.option("--patience", type=int, metavar="N", help="Stop after N epochs without a better validation loss.")

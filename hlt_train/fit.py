@@ -31,7 +31,7 @@ from hlt_train.trial import trial
 from hlt_train.types import Batch, Inputs
 from hlt_train.validation import Losses
 
-__all__ = ["FitConfig", "cross_entropy", "dry_run", "fit", "resume"]
+__all__ = ["FitConfig", "cross_entropy", "dry_run", "fit", "prepare", "resume"]
 
 TOY, TOY_ROWS, TOY_SEED = "toy_jets", 40_000, 1
 
@@ -63,7 +63,7 @@ def fit(config: FitConfig, path: Path, *, progress: Progress) -> dict[str, Any]:
     check_new(path, option="--run")
     if config.card is None:
         return _fit_toy(config, path, mesh, progress)
-    ready = _prepare(config, mesh, progress)  # before the directory: what fails here leaves nothing behind
+    ready = prepare(config, mesh, progress)  # before the directory: what fails here leaves nothing behind
     with ready.dataset, Run.create(path) as run:
         describe(ready, mesh, run)
         return train(ready, mesh, run, progress, restore=None)
@@ -73,7 +73,7 @@ def _fit_toy(config: FitConfig, path: Path, mesh: Mesh, progress: Progress) -> d
     """As `fit`, with the toy file in the run."""
     with Run.create(path) as run:
         try:
-            ready = _prepare(config.model_copy(update={"card": _write_toy(run.path / "data", progress)}), mesh, progress)
+            ready = prepare(config.model_copy(update={"card": _write_toy(run.path / "data", progress)}), mesh, progress)
             describe(ready, mesh, run)
         except BaseException:
             run.discard()
@@ -92,7 +92,7 @@ def resume(path: Path, *, length: str | None = None, inexact: bool = False, prog
         old = run.provenance()
         devices.prepare(config.devices, old["environment"]["nproc"])
         mesh = devices.mesh(config.devices)
-        ready = _prepare(config, mesh, progress, inputs=normalise.load(run.path / "normalisation.json"))
+        ready = prepare(config, mesh, progress, inputs=normalise.load(run.path / "normalisation.json"))
         with ready.dataset:
             check_same(ready, mesh, run, inexact=inexact)
             run.write_config(ready.config.stored())
@@ -105,7 +105,7 @@ def dry_run(config: FitConfig, scratch: Path, *, progress: Progress) -> dict[str
     mesh = devices.mesh(config.devices)
     if config.card is None:
         config = config.model_copy(update={"card": _write_toy(scratch, progress)})
-    ready = _prepare(config, mesh, progress)
+    ready = prepare(config, mesh, progress)
     groups = {g.name: list(g.shape) for g in ready.inputs.groups}
     with ready.dataset:
         trainer = Trainer(ready.task, ready.plan, ready.strategy, mesh, None, progress, ready.schedule)
@@ -113,7 +113,7 @@ def dry_run(config: FitConfig, scratch: Path, *, progress: Progress) -> dict[str
     return {"inputs": groups, "outputs": list(ready.spec.outputs), "rows": row_counts(ready.dataset), **tried}
 
 
-def _prepare(config: FitConfig, mesh: Mesh, progress: Progress, inputs: Inputs | None = None) -> Prepared:
+def prepare(config: FitConfig, mesh: Mesh, progress: Progress, inputs: Inputs | None = None) -> Prepared:
     """Open the data and build the task; `inputs`: those of a resumed run."""
     check_batch(config, mesh)
     assert config.card is not None

@@ -20,6 +20,7 @@ from hlt_train.data.dataset import Dataset
 from hlt_train.data.stream import Stream
 from hlt_train.errors import HltTrainError, UsageError
 from hlt_train.files import write_text
+from hlt_train.fleet import Fleet
 from hlt_train.progress import Progress
 from hlt_train.restore import ModelSpec, write_model
 from hlt_train.run import Run, constraints
@@ -27,10 +28,25 @@ from hlt_train.scoring import write_working_points
 from hlt_train.strategies import Setup, Strategy
 from hlt_train.task import Plan, Task
 from hlt_train.training import Trainer
+from hlt_train.transports import options as transports
 from hlt_train.types import Inputs
 from hlt_train.validation import Losses
 
-__all__ = ["Prepared", "TrainingConfig", "assemble", "check_batch", "check_names", "check_same", "describe", "files", "options", "plain", "row_counts", "train"]
+__all__ = [
+    "Prepared",
+    "TrainingConfig",
+    "assemble",
+    "check_batch",
+    "check_names",
+    "check_same",
+    "describe",
+    "files",
+    "options",
+    "plain",
+    "row_counts",
+    "train",
+    "worker_count",
+]
 
 VALIDATION_ROWS = 4096  # per worker and call
 
@@ -44,6 +60,7 @@ class TrainingConfig(Configuration):
     optimizer: dict[str, Any] = Field(default_factory=dict)
     schedule: dict[str, Any] = Field(default_factory=dict)
     strategy: dict[str, Any] = Field(default_factory=dict)
+    transport: dict[str, Any] = Field(default_factory=dict)
     learning_rate: PositiveFloat = 0.003
     batch: PositiveInt = 512
     length: str = Field("20epochs", alias="for")
@@ -58,10 +75,10 @@ class TrainingConfig(Configuration):
     log_every: PositiveInt = 100
     threads: PositiveInt | None = None
 
-    @field_validator("optimizer", "schedule", "strategy")
+    @field_validator("optimizer", "schedule", "strategy", "transport")
     @classmethod
     def _named(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
-        names = {"optimizer": "adam", "schedule": "cosine_decay_schedule", "strategy": "sync"}
+        names = {"optimizer": "adam", "schedule": "cosine_decay_schedule", "strategy": "sync", "transport": "lockstep"}
         return merge({"name": names[info.field_name]}, value)
 
     def stored(self) -> dict[str, Any]:
@@ -83,12 +100,19 @@ class Prepared(NamedTuple):
     parent: dict[str, Any] | None
 
 
+def worker_count(config: TrainingConfig, mesh: Mesh) -> int:
+    """N: the devices of lockstep, or the workers of a transport of messages."""
+    transport = transports.parse(config.transport)
+    return devices.workers(mesh) if isinstance(transport, transports.LockstepOptions) else transport.workers
+
+
 def check_batch(config: TrainingConfig, mesh: Mesh) -> None:
-    """Refuse a batch that the devices cannot share equally."""
-    workers = devices.workers(mesh)
+    """Refuse a batch that the workers cannot share equally."""
+    workers = worker_count(config, mesh)
     if config.batch % workers:
         near = [str(b) for b in (config.batch - config.batch % workers, config.batch + workers - config.batch % workers) if b > 0]
-        raise UsageError(f"--batch {config.batch} cannot be shared equally by --devices {workers}", near=near, then="a batch that is a multiple of the devices")
+        what = "devices" if config.transport["name"] == "lockstep" else "workers"
+        raise UsageError(f"--batch {config.batch} cannot be shared equally by --{what} {workers}", near=near, then=f"a batch that is a multiple of the {what}")
 
 
 def check_names(config: TrainingConfig) -> None:
@@ -96,6 +120,7 @@ def check_names(config: TrainingConfig) -> None:
     schedule = optimisers.schedule(config.schedule["name"], config.learning_rate, 1000, options(config.schedule))
     optimisers.optimiser(config.optimizer["name"], schedule, options(config.optimizer))
     plugins.parse_options("strategies", config.strategy["name"], options(config.strategy))
+    transports.parse(config.transport)
     steps_of(config.length, rows=1, steps_per_epoch=1)
 
 
@@ -123,10 +148,10 @@ def assemble(
         parent: where the initial parameters come from, for the provenance.
         extra: split -> name -> array aligned by row number, for instance a teacher's logits.
     """
-    extra, workers = extra or {}, devices.workers(mesh)
+    extra, workers, local = extra or {}, worker_count(config, mesh), devices.workers(mesh)
     train = Stream(dataset, "train", inputs, batch=config.batch, workers=workers, seed=config.seed, buffer=config.buffer, extra=extra.get("train"))
-    whole = VALIDATION_ROWS * workers
-    validation = Stream(dataset, "validation", inputs, batch=whole, workers=workers, seed=config.seed, shuffle=False, extra=extra.get("validation"))
+    whole = VALIDATION_ROWS * local
+    validation = Stream(dataset, "validation", inputs, batch=whole, workers=local, seed=config.seed, shuffle=False, extra=extra.get("validation"))
     steps = steps_of(config.length, rows=train.rows, steps_per_epoch=train.steps_per_epoch)
     schedule = optimisers.schedule(config.schedule["name"], config.learning_rate, steps, options(config.schedule))
 
@@ -148,7 +173,8 @@ def assemble(
         log_every=config.log_every,
         verb=config.verb,
     )
-    resolved = config.model_copy(update={"model": {"name": spec.name, **spec.options}, "devices": workers})
+    transport = transports.parse(config.transport).model_dump(mode="json")
+    resolved = config.model_copy(update={"model": {"name": spec.name, **spec.options}, "devices": local, "transport": transport})
     return Prepared(resolved, dataset, inputs, spec, task, plan, strategy, schedule, parent)
 
 
@@ -161,12 +187,21 @@ def describe(ready: Prepared, mesh: Mesh, run: Run, provenance: Mapping[str, Any
     run.write_config(ready.config.stored())
     for warning in ready.dataset.warnings:
         run.log(f"warning: {warning}")
-    run.log(f"{ready.config.verb}: {ready.plan.steps} steps of {ready.config.batch} rows on {devices.workers(mesh)} device(s)")
+    where = f"{worker_count(ready.config, mesh)} worker(s), transport {ready.config.transport['name']}"
+    run.log(f"{ready.config.verb}: {ready.plan.steps} steps of {ready.config.batch} rows, {ready.config.strategy['name']} on {where}")
+
+
+def make_trainer(ready: Prepared, mesh: Mesh, run: Run | None, progress: Progress) -> Trainer | Fleet:
+    """The trainer of the configured transport. run: None for a trial that writes nothing."""
+    options = transports.parse(ready.config.transport)
+    if isinstance(options, transports.SimulateOptions):
+        return Fleet(ready.task, ready.plan, ready.strategy, options, ready.dataset, mesh, run, progress, ready.schedule)
+    return Trainer(ready.task, ready.plan, ready.strategy, mesh, run, progress, ready.schedule)
 
 
 def train(ready: Prepared, mesh: Mesh, run: Run, progress: Progress, restore: Literal["same", "extended"] | None) -> dict[str, Any]:
     """Train, derive the working points at BEST, and sum up."""
-    trainer = Trainer(ready.task, ready.plan, ready.strategy, mesh, run, progress, ready.schedule)
+    trainer = make_trainer(ready, mesh, run, progress)
     if restore is not None:
         trainer.restore(extended=restore == "extended")
         run.log(f"resumed at step {trainer.tally.step} of {ready.plan.steps}")
@@ -192,18 +227,20 @@ def _working_points(ready: Prepared, run: Run, progress: Progress) -> list[dict[
     return points
 
 
-def check_same(ready: Prepared, mesh: Mesh, run: Run, *, inexact: bool) -> None:
-    """Before a resume: what the bits depend on is as it was when the run began, or `inexact` says that it need not be."""
+def check_same(ready: Prepared, mesh: Mesh, run: Run, *, inexact: bool, note: bool = True) -> None:
+    """Before a resume or a replay: what the bits depend on is as it was when the run began, or `inexact` says that it need not be. `note`: in the run."""
     old = run.provenance()
     found = devices.differences(old["environment"], devices.environment(mesh))
     if files(plain(ready.dataset.report)) != files(old["data"]):
         found.append("the input files")
     if found and not inexact:
-        then = f"hlt-train {ready.config.verb} --resume {run.path} --inexact goes on without that promise"
+        command = f"{ready.config.verb} --resume" if note else "replay"
+        then = f"hlt-train {command} {run.path} --inexact goes on without that promise"
         raise UsageError(f"not bit for bit: {'; '.join(found)} differ{'s' if len(found) == 1 else ''}", where=str(run.path), then=then)
-    if found:
-        run.log(f"resumed --inexact, not bit for bit: {'; '.join(found)}")
-    run.write_provenance({})
+    if note:
+        if found:
+            run.log(f"resumed --inexact, not bit for bit: {'; '.join(found)}")
+        run.write_provenance({})
 
 
 def options(plugin: dict[str, Any]) -> dict[str, Any]:

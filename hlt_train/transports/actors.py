@@ -144,9 +144,7 @@ class Worker:
             if fetch:
                 self.awaiting = (self.sequence, push)
             self.sequence += 1
-        if self.rule.peers:
-            self.pending = []
-        elif self.rule.gates and self.pending:
+        if self.rule.gates and self.pending:
             self.lost += [(share, "gated") for share in self.pending]
             self.pending = []
         self.point += 1

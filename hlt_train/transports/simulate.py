@@ -11,7 +11,7 @@ whole state can be taken (`state`) between two events and put back, messages in 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from hlt_train.errors import RunFailed
 from hlt_train.strategies import SERVER
 from hlt_train.transports.account import APPLIED, GATED, HELD, LATE, Account, Coverage
 from hlt_train.transports.actors import Reply, Served, Shard, Worker
-from hlt_train.transports.dealing import Share, deals, inherit
+from hlt_train.transports.dealing import Deal, Share, deals, inherit
 from hlt_train.transports.freeze import freeze, thaw
 from hlt_train.transports.journal import Journals
 from hlt_train.transports.program import Message, Program
@@ -114,7 +114,7 @@ class Simulation:
         self.shards = [Shard(program, k, note("shard", k)) for k in range(shards)]
         self.account = Account(n)
         self.now = 0.0
-        self.computed = 0  # batches, over all workers
+        self.done = 0  # shares that have been computed or given up, over all workers; of portions that the server hands out, those that counted
         self.losses: list[float] = []  # since they were last collected
         self.failures = failures
         self.dead: set[int] = set()
@@ -137,23 +137,23 @@ class Simulation:
 
     # Running.
 
-    def advance(self, computed: int) -> bool:
-        """Go on until so many batches have been computed, over all workers. False: the run is over."""
+    def advance(self, done: int) -> bool:
+        """Go on until so many shares are done, over all workers. False: the run is over."""
         if not self._started:
             self._started = True
             for worker in self.workers[: 1 if self.rule.warm else None]:
                 self._go_on(worker)
             if any(failure.kind == "server" for failure in self.failures):
                 self.remember()
-        while self.computed < computed:
+        while self.done < done:
             if not self._heap:
                 break
             self.now, _, kind, actor, what = heapq.heappop(self._heap)
             getattr(self, f"_on_{kind}")(actor, what)
-        if self.computed < computed and any(w.wants != "done" for w in self.workers if w.index not in self.dead):
+        if self.done < done and any(w.wants != "done" for w in self.workers if w.index not in self.dead):
             waiting = [w.index for w in self.workers if w.index not in self.dead and w.wants != "done"]
             raise RunFailed(f"the simulation stands still: workers {waiting[:8]} wait for an answer that nobody will send")
-        return self.computed >= computed
+        return self.done >= done
 
     def drain(self) -> None:
         """After the last batch: let what is under way arrive, and count what no push took along."""
@@ -169,6 +169,20 @@ class Simulation:
         """Let no worker begin another batch."""
         for worker in self.workers:
             worker.stopped = True
+
+    def extend(self, steps: int) -> None:
+        """The run is longer now: every worker has so much more to do, the living do what the dead would have done."""
+        living = [w.index for w in self.workers if w.index not in self.dead]
+        for worker in self.workers:
+            worker.stopped = False
+            worker.portions_limit = steps * len(self.workers)
+            more = Deal([(worker.index, self.steps, steps)])
+            for heir, sources in inherit(more, (), [worker.index] if worker.index in living else living).items():
+                self.workers[heir].deal.extend(sources)
+        self.steps = steps
+        for k in sorted(self._finished - self.dead):
+            self._finished.discard(k)
+            self._go_on(self.workers[k])
 
     def params(self) -> np.ndarray:
         """float32 `[n]`: the parameters to validate."""
@@ -238,8 +252,11 @@ class Simulation:
             worker.idle()
         else:
             self.losses.append(worker.evaluate(self.data(share)))
-            self.computed += 1
             self.account.batches[k] += 1
+            if self.rule.peers:  # its own parameters have it; there is nobody else to apply it
+                self._apply(k, worker.pending)
+                worker.pending = []
+            self.done += int(self.rule.batch is None)
             self.account.compute[k] += self.now - self._since[k]
         self._span(f"worker {k}", "compute" if share is not None else "wait", self._since[k], self.now)
         self._go_on(worker)
@@ -263,6 +280,7 @@ class Simulation:
             code = GATED if why == "gated" else LATE
             self.coverage.mark(share, code)
             (self.account.gated if code == GATED else self.account.late)[worker.index] += 1
+            self.done += int(code == LATE)  # a gated share has been computed, one of a round that closed has not
         worker.lost = []
 
     # Messages.
@@ -353,16 +371,21 @@ class Simulation:
     def _fate(self, source: int, sequence: int, fate: str, staleness: int) -> None:
         message = self._sent[source, sequence]
         if fate == "applied":
-            self.account.applied[source] += 1
             self.account.stale(source, staleness)
-            for share in message.shares:
-                self.coverage.mark(share, APPLIED)
+            self._apply(source, message.shares)
         elif fate == "late":
             self.account.late[source] += 1
             for share in message.shares:
                 self.coverage.mark(share, LATE)
         if not message.fetch:
             self._sent.pop((source, sequence))
+
+    def _apply(self, k: int, shares: Iterable[Share]) -> None:
+        """The results of shares have been consumed."""
+        self.account.applied[k] += 1
+        for share in shares:
+            new = self.coverage.mark(share, APPLIED)
+            self.done += int(new and self.rule.batch is not None)
 
     def _on_reply(self, k: int, reply: Reply) -> None:
         if k in self.dead:
@@ -461,7 +484,7 @@ class Simulation:
         arrays: dict[str, np.ndarray] = {}
         names = (
             "now",
-            "computed",
+            "done",
             "losses",
             "dead",
             "_heap",

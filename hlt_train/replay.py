@@ -1,0 +1,106 @@
+"""`replay`: a run by messages computed once more from the logs of its actors, in one process and without a clock, and compared bit for bit.
+
+What the run's workers and shards consumed, and in which order, is all that their states depend on; the logs hold just that. The replay builds the same
+compiled functions, with the XLA thread pool of the recording, and feeds them from the logs. Every actor's final state must have the recorded hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hlt_train import devices
+from hlt_train.configuration import check
+from hlt_train.data import normalise
+from hlt_train.errors import RunFailed, UsageError
+from hlt_train.files import read_document
+from hlt_train.fit import FitConfig, prepare
+from hlt_train.fleet import digest, make_program, overlapped
+from hlt_train.preparation import check_same
+from hlt_train.progress import Progress
+from hlt_train.run import Run, read_config
+from hlt_train.shares import Shares
+from hlt_train.task import stays
+from hlt_train.transports import options as transports
+from hlt_train.transports.dealing import deals
+from hlt_train.transports.journal import file_of, read
+from hlt_train.transports.replay import Replay
+
+__all__ = ["replay"]
+
+
+def replay(path: Path, *, inexact: bool = False, progress: Progress) -> dict[str, Any]:
+    """Replay a finished run.
+
+    Raises:
+        UsageError: the run has no logs to replay, or is not finished; or what the bits depend on is not as it was, and not `inexact`.
+        RunFailed: the logs do not fit together, or a state differs.
+    """
+    with Run.open(path) as run:
+        config = check(FitConfig, read_config(run.path), where=str(run.path / "config.yaml"))
+        options = transports.parse(config.transport)
+        if isinstance(options, transports.LockstepOptions):
+            raise UsageError(
+                "a lockstep run has no messages to replay: it is deterministic",
+                where=str(run.path),
+                then=f"hlt-train fit --config {path}/config.yaml --run NEW",
+            )
+        if not (run.path / "transport.json").is_file():
+            raise UsageError("the run is not finished", where=str(run.path), then=f"hlt-train fit --resume {path}")
+        recorded = read_document(run.path / "transport.json", "hlt-train/transport", 1)
+        environment = run.provenance()["environment"]
+        devices.prepare(config.devices, environment["nproc"])
+        mesh = devices.mesh(config.devices)
+        ready = prepare(config, mesh, progress, inputs=normalise.load(run.path / "normalisation.json"))
+        with ready.dataset:
+            check_same(ready, mesh, run, inexact=inexact, note=False)
+            shares = Shares(ready.task.train, options.workers, config.batch, resident=stays(ready.task, ready.plan, mesh))
+            strategy = overlapped(ready.strategy, overlap=options.overlap)
+            program, _ = make_program(
+                ready.task,
+                strategy,
+                shares((0, 0)),
+                workers=options.workers,
+                servers=options.servers,
+                seed=config.seed,
+                wire=options.wire,
+            )
+            shards = 0 if strategy.peers else options.servers
+            steps = ready.plan.steps
+            again = Replay(
+                program,
+                shares,
+                deals(options.workers, steps, strategy.warm),
+                {k: read(file_of(run.path, "worker", k)) for k in range(options.workers)},
+                [read(file_of(run.path, "shard", k)) for k in range(shards)],
+                steps * options.workers,
+            )
+            began = time.monotonic()
+            again.run()
+    return _compared(again, recorded["digests"], str(run.path), time.monotonic() - began)
+
+
+def _compared(again: Replay, digests: dict[str, Any], where: str, seconds: float) -> dict[str, Any]:
+    found = {
+        "params": hashlib.sha256(np.ascontiguousarray(again.params()).tobytes()).hexdigest(),
+        "workers": {str(k): digest(w.state) for k, w in again.workers.items()},
+        "shards": [digest(s.state) for s in again.shards],
+    }
+    differing = [f"worker {k}" for k, value in digests["workers"].items() if found["workers"][k] != value]
+    differing += [f"shard {k}" for k, value in enumerate(digests["shards"]) if found["shards"][k] != value]
+    differing += ["the parameters"] if found["params"] != digests["params"] else []
+    if differing:
+        raise RunFailed(f"the replay differs from the recording: {', '.join(differing)}", where=where)
+    batches = sum(len(losses) for losses in again.losses.values())
+    return {
+        "run": where,
+        "equal": True,
+        "params": found["params"],
+        "actors": len(digests["workers"]) + len(digests["shards"]),
+        "batches": batches,
+        "seconds": seconds,
+    }
