@@ -29,6 +29,27 @@ def inputs(rng: np.random.Generator, *groups: tuple[str, int, int | None], class
     return Inputs(tuple(group(rng, *g) for g in groups), tuple(f"class_{c}" for c in range(classes)))
 
 
+def cells(*groups: tuple[str, int], classes: int = 2) -> Inputs:
+    """Groups of hits given as (name, length): the number of a cell, as it is, and a value."""
+    found = []
+    for name, length in groups:
+        lo, hi = np.array([-np.inf, 0], F32), np.array([np.inf, 4], F32)
+        found.append(Group(name, (f"{name}_cell", f"{name}_value"), length, np.array([0, 0], F32), np.array([1, 0.5], F32), lo, hi, np.zeros(2, F32)))
+    return Inputs(tuple(found), tuple(f"class_{c}" for c in range(classes)))
+
+
+def raw_cells(rng: np.random.Generator, described: Inputs, n: int, *, garbage: float = np.nan) -> Features:
+    """Raw hits: cells of 100,000, no value zero; `garbage` beyond every count."""
+    groups, counts = {}, {}
+    for g in described.groups:
+        assert g.length is not None
+        counts[g.name] = rng.integers(0, g.length + 1, n).astype(np.int32)
+        x = np.stack([rng.integers(0, 100_000, (n, g.length)), rng.uniform(0.1, 9, (n, g.length))], axis=2).astype(F32)
+        x[np.arange(g.length) >= counts[g.name][:, None]] = garbage
+        groups[g.name] = x
+    return Features(groups, counts)
+
+
 def raw(rng: np.random.Generator, described: Inputs, n: int, *, garbage: float = np.nan) -> Features:
     """Raw features: mostly inside the clip, some far beyond, some NaN; `garbage` beyond every count."""
     groups, counts = {}, {}

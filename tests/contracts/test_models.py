@@ -1,6 +1,9 @@
-"""What every discovered model keeps: its lowering computes what it computes, constituents beyond the count do not exist."""
+"""What every discovered model keeps: its lowering computes what it computes, or is refused by name; constituents beyond the count do not exist."""
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
@@ -12,12 +15,13 @@ from hypothesis import strategies as st
 
 from hlt_train import graph, plugins
 from hlt_train.models import _layers, _pooling
+from hlt_train.models._refusal import NoGraph
 from hlt_train.precision import exact
 from hlt_train.precision.config import Precision
 from hlt_train.precision.fixed import FixedFormat
 from hlt_train.proof import prove
 from hlt_train.types import Features, Inputs
-from tests.students import NARROW, inputs, normalised, raw
+from tests.students import NARROW, cells, inputs, normalised, raw, raw_cells
 
 MODELS = plugins.names("models")
 SCORE = np.array([-1, 1], np.int64)
@@ -25,11 +29,67 @@ SMALL: dict[str, dict[str, object]] = {"mlp": {"widths": (16, 8)}, "deepsets": {
 GROUPS = (("event", 3, None), ("jets", 4, 6), ("tracks", 2, 9))
 
 
+def describe(name: str, rng: np.random.Generator) -> Inputs:
+    """Inputs that a model takes: generic ones, or two groups of hits for one that reads cells."""
+    return cells(("cells", 6), ("tracks", 9)) if name == "sparse_linear" else inputs(rng, *GROUPS)
+
+
+def draw(name: str, rng: np.random.Generator, described: Inputs, n: int, *, garbage: float = np.nan) -> Features:
+    return (raw_cells if name == "sparse_linear" else raw)(rng, described, n, garbage=garbage)
+
+
+def or_refuses(test: Callable[..., None]) -> Callable[..., None]:
+    """The test runs, or the model says in it that it has no graph: then the refusal is what is checked. Any other error is one."""
+
+    @functools.wraps(test)
+    def run(name: str, **arguments: object) -> None:
+        try:
+            test(name=name, **arguments)
+        except NoGraph as refusal:
+            check_refusal(name, refusal)
+
+    return run
+
+
+def check_refusal(name: str, refusal: NoGraph) -> None:
+    """It names the model and what is missing, models that do have a graph, and what to do."""
+    assert refusal.what.startswith(f"{name} has no graph")
+    assert len(refusal.what) > len(f"{name} has no graph") + 20
+    assert refusal.then
+    assert refusal.near
+    assert all(refused(other, fixed=fixed) is None for other in refusal.near for fixed in (False, True))
+
+
+@functools.cache
+def refused(name: str, *, fixed: bool) -> NoGraph | None:
+    described = describe(name, np.random.default_rng(1))
+    try:
+        build(name, described, 1, NARROW if fixed else None, **SMALL.get(name, {})).lower(described, ("a", "b"), SCORE if fixed else None)
+    except NoGraph as refusal:
+        return refusal
+    return None
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_has_a_graph_or_says_that_it_has_none(name: str) -> None:
+    """Float and fixed point alike: a model cannot be exported in one and refuse the other."""
+    refusals = [refused(name, fixed=False), refused(name, fixed=True)]
+    assert (refusals[0] is None) == (refusals[1] is None)
+    for refusal in refusals:
+        if refusal is not None:
+            check_refusal(name, refusal)
+
+
+def test_there_are_models_with_a_graph() -> None:
+    assert {"mlp", "deepsets"} <= {name for name in MODELS if refused(name, fixed=False) is None}
+
+
 def build(name: str, described: Inputs, seed: int, precision: Precision | None = None, *, scale: float = 1.0, **options: object) -> eqx.Module:
-    """A model with weights that are not small, so that formats saturate."""
+    """A model with weights that are not small, so that formats saturate; what starts at zero is given some, so that it says something."""
     model = plugins.factory("models", name)(described, 2, jax.random.key(seed), precision=precision, **options)
     arrays, static = eqx.partition(model, eqx.is_inexact_array)
-    return eqx.combine(jax.tree.map(lambda a: a * scale, arrays), static)
+    some = lambda a: a if np.any(a) else jax.random.normal(jax.random.key(seed), a.shape)  # noqa: E731
+    return eqx.combine(jax.tree.map(lambda a: some(a) * scale, arrays), static)
 
 
 def forward(model: eqx.Module, x: Features) -> np.ndarray:
@@ -53,10 +113,11 @@ CASES = [(name, options) for name in MODELS for options in options_of(name)]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)
+@or_refuses
 def test_float_lowering(name: str, options: dict[str, object]) -> None:
     rng = np.random.default_rng(5)
-    described = inputs(rng, *GROUPS)
-    x = raw(rng, described, 500)
+    described = describe(name, rng)
+    x = draw(name, rng, described, 500)
     model = build(name, described, 1, **options)
     lowered = model.lower(described, ("a", "b"), None)
     assert not lowered.exact
@@ -83,12 +144,13 @@ FORMAT = st.builds(
     scale=st.sampled_from([0.5, 2.0, 30.0]),
     seed=st.integers(0, 2**32 - 1),
 )
+@or_refuses
 def test_fixed_lowering_is_bit_for_bit(
     name: str, options: dict[str, object], weights: str, activations: str, layer: str, inputs_width: int, scale: float, seed: int
 ) -> None:
     """Random formats, overflow that saturates or wraps, an override of one layer and one group: JAX float32 equals the golden integers."""
     rng = np.random.default_rng(seed)
-    described = inputs(rng, *GROUPS)
+    described = describe(name, rng)
     precision = Precision.from_config(
         {
             "weights": weights,
@@ -100,23 +162,24 @@ def test_fixed_lowering_is_bit_for_bit(
     )
     model = build(name, described, seed % 1000, precision, scale=scale, **options, **SMALL.get(name, {}))
     lowered = model.lower(described, ("a", "b"), SCORE)
-    x = raw(rng, described, 120)
+    x = draw(name, rng, described, 120)
     assert lowered.exact
     assert all(proof.f24 for proof in prove(lowered).values())
     np.testing.assert_array_equal(integers(lowered, forward(model, normalised(described, x))), graph.evaluate(lowered, x))
 
 
 @pytest.mark.parametrize("name", MODELS)
+@or_refuses
 def test_a_quantiser_that_leaves_the_grid_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison fails as soon as the quantiser is the textbook straight-through form, which is off the grid for large values."""
     rng = np.random.default_rng(11)
-    described = inputs(rng, *GROUPS)
+    described = describe(name, rng)
     quantise = _layers.quantise
 
     def naive(x: jax.Array, to: FixedFormat) -> jax.Array:
         return x + jax.lax.stop_gradient(quantise(x, to) - x)
 
-    x = raw(rng, described, 200)
+    x = draw(name, rng, described, 200)
     model = build(name, described, 3, NARROW, scale=1e9)
     lowered = model.lower(described, ("a", "b"), SCORE)
     want = graph.evaluate(lowered, x)
@@ -129,25 +192,27 @@ def test_a_quantiser_that_leaves_the_grid_is_found(name: str, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("name", MODELS)
+@or_refuses
 def test_wide_formats_run_in_int32(name: str) -> None:
     """Sums of hidden layers that exceed what float32 holds: the layer runs in int32, and the bits are still those of the golden model."""
     rng = np.random.default_rng(7)
-    described = inputs(rng, *GROUPS)
+    described = describe(name, rng)
     wide = Precision(weights="fixed<12,3>", bias="fixed<10,3>", activations="ufixed<12,5>", inputs="fixed<12,4>", layers={"logits": {"weights": "fixed<4,1>"}})
     model = build(name, described, 2, wide, scale=6.0, **SMALL.get(name, {}))
     lowered = model.lower(described, ("a", "b"), SCORE)
-    x = raw(rng, described, 300)
+    x = draw(name, rng, described, 300)
     assert not all(proof.f24 for proof in prove(lowered).values())
     np.testing.assert_array_equal(integers(lowered, forward(model, normalised(described, x))), graph.evaluate(lowered, x))
 
 
 @pytest.mark.parametrize("precision", [None, NARROW])
 @pytest.mark.parametrize(("name", "options"), CASES)
+@or_refuses
 def test_padding_does_not_exist(name: str, options: dict[str, object], precision: Precision | None) -> None:
     """Whatever lies at index >= count, the logits and the gradients are the same."""
     rng = np.random.default_rng(2)
-    described = inputs(rng, *GROUPS)
-    clean = normalised(described, raw(rng, described, 200))
+    described = describe(name, rng)
+    clean = normalised(described, draw(name, rng, described, 200))
     model = build(name, described, 1, precision, **options)
     arrays, static = eqx.partition(model, eqx.is_inexact_array)
 
@@ -168,11 +233,12 @@ def test_padding_does_not_exist(name: str, options: dict[str, object], precision
 
 @pytest.mark.parametrize("precision", [None, NARROW])
 @pytest.mark.parametrize("name", MODELS)
+@or_refuses
 def test_counts_are_respected(name: str, precision: Precision | None) -> None:
     """A constituent that is counted matters; counts beyond the length read the first `length`, negative ones none."""
     rng = np.random.default_rng(4)
-    described = inputs(rng, *GROUPS)
-    x = raw(rng, described, 200, garbage=1.0)
+    described = describe(name, rng)
+    x = draw(name, rng, described, 200, garbage=1.0)
     model = build(name, described, 1, precision)
     full = normalised(described, Features(x.groups, {k: np.full_like(v, described[k].length) for k, v in x.counts.items()}))
     x = Features(full.groups, x.counts)
@@ -186,8 +252,8 @@ def test_counts_are_respected(name: str, precision: Precision | None) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_key_means_training(name: str) -> None:
-    described = inputs(np.random.default_rng(1), *GROUPS)
-    x = normalised(described, raw(np.random.default_rng(1), described, 50))
+    described = describe(name, np.random.default_rng(1))
+    x = normalised(described, draw(name, np.random.default_rng(1), described, 50))
     model = build(name, described, 1, dropout=0.5)
     assert not np.array_equal(model(x, key=jax.random.key(1)), model(x, key=jax.random.key(2)))
     np.testing.assert_array_equal(model(x, key=jax.random.key(1)), model(x, key=jax.random.key(1)))
@@ -195,12 +261,13 @@ def test_a_key_means_training(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
+@or_refuses
 def test_trace_names_every_layer_with_an_output_format(name: str) -> None:
     """Calibration relies on it: each layer that takes `activations` appears, with finite values."""
     rng = np.random.default_rng(1)
-    described = inputs(rng, *GROUPS)
+    described = describe(name, rng)
     model = build(name, described, 1, NARROW)
-    traced = model.trace(normalised(described, raw(rng, described, 50)))
+    traced = model.trace(normalised(described, draw(name, rng, described, 50)))
     lowered = {node.name.removesuffix("_out") for node in model.lower(described, ("a", "b"), SCORE).nodes if type(node).__name__ == "Requant"}
     assert lowered == set(traced)
     assert all(jnp.isfinite(v).all() for v in traced.values())

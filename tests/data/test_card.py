@@ -63,7 +63,7 @@ def test_a_card_loads_and_round_trips(tmp_path: Path) -> None:
     assert Card.model_validate_json(card.model_dump_json()) == card
 
 
-@pytest.mark.parametrize("name", ["toy_jets", "toy_events"])
+@pytest.mark.parametrize("name", ["toy_jets", "toy_events", "toy_topology", "toy_cells"])
 def test_embedded_cards_load_by_name(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert load_card(name).name == name
