@@ -25,6 +25,7 @@ NEVER_JAX = (
         for name in ("nodes", "arithmetic", "structure", "floating", "golden", "marking", "cost", "graph_document", "decisions", "certify", "selftest", "ulp")
     ),
     "hlt_train.files",
+    "hlt_train.sparsity",
     "hlt_train.types",
 )
 JAX = ("jax", "equinox", "optax")

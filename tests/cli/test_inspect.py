@@ -73,3 +73,25 @@ def test_exit_codes(path: Path, card: Path, tmp_path: Path, capsys: pytest.Captu
     error = capsys.readouterr().err
     assert "unknown key 'lables'" in error
     assert "nearest: labels" in error
+
+
+def test_sparsity_text_json_and_usage(path: Path, card: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = ("--sparsity", "--batch", "4", "--entries", "12", "--set", "model.widths=[3]")
+    assert call(card, *small) == 0
+    assert "No guarantee: Delta = 1, rho = 1" in capsys.readouterr().out
+    assert call(card, *small, "--model", "mlp", "--json") == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert err == ""
+    assert (found["kind"], found["model"], found["examples"], found["batch_size"], found["justified"]) == ("sparsity", "mlp", 12, 4, "no")
+    for arguments, message in (
+        ((path, "--sparsity"), "--sparsity is for a card"),
+        ((card, "--model", "mlp"), "--model belongs to --sparsity"),
+        ((card, "--batch", "4"), "--batch belongs to --sparsity"),
+        ((card, "--sparsity", "--check"), "two questions"),
+        ((card, "--sparsity", "--set", "batch=4"), "--set takes model.OPTION=VALUE"),
+        ((card, "--sparsity", "--model", "spars_linear"), "nearest: sparse_linear"),
+        ((card, "--sparsity", "--model", "sparse_linear"), "are scalars"),
+    ):
+        assert call(*arguments) == 2
+        assert message in capsys.readouterr().err
