@@ -30,7 +30,7 @@ def test_not_a_count(text: str) -> None:
         parse_count(text)
 
 
-@pytest.mark.parametrize(("kind", "tree"), [("jets", "Jets"), ("events", "Events")])
+@pytest.mark.parametrize(("kind", "tree"), [("jets", "Jets"), ("events", "Events"), ("topology", "Events"), ("cells", "Events")])
 def test_json_is_one_object_and_true(tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str, tree: str) -> None:
     path = tmp_path / "x.root"
     assert call("toy", path, "--kind", kind, "-n", "13", "--seed", "4", "--json", "-q") == 0
@@ -54,6 +54,14 @@ def test_text_and_progress(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         assert json.loads(file["provenance"]).items() >= {"drift": True, "all": True}.items()
 
 
+def test_particles_of_topologies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.root"
+    assert call("toy", path, "--kind", "topology", "-n", "20", "--particles", "32", "--json", "-q") == 0
+    assert json.loads(capsys.readouterr().out)["particles"] == 32
+    with uproot.open(path) as file:
+        assert file["Events"]["nParticle"].array(library="np").max() == 32
+
+
 def test_refuses_to_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "x.root"
     path.write_bytes(b"precious")
@@ -74,7 +82,9 @@ def test_refuses_to_overwrite(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (("--kind", "jets", "-n", "5", "--seed", "-1"), "seeds start at 0"),
         (("--kind", "jets", "-n", "5", "--drift"), "--drift belongs to --kind events"),
         (("--kind", "jets", "-n", "5", "--all"), "--all belongs to --kind events"),
-        (("--kind", "muons"), "'jets', 'events'"),
+        (("--kind", "cells", "-n", "5", "--particles", "32"), "--particles belongs to --kind topology"),
+        (("--kind", "topology", "-n", "5", "--particles", "0"), "cannot write 0 particles per event"),
+        (("--kind", "muons"), "'jets', 'events', 'topology', 'cells'"),
         (("-n", "5"), "Missing option '--kind'"),
     ],
 )
