@@ -38,6 +38,7 @@ LONGEST_NAP = 1e-3
 SHORTEST_NAP = 20e-6
 ERRORS_OF_THE_DEAD = 3  # errors in a row after which a source is dead: a receive posted again takes what had arrived before the death was known
 
+place: int | None = None  # logical rank of this process's Post
 clean = False  # this process has closed its Post in agreement with the others: `MPI_Finalize` runs at exit and cannot hang
 
 
@@ -130,7 +131,8 @@ class Post:
         self.comm = comm
         comm.Set_errhandler(self._mpi.ERRORS_RETURN)
         self._rank_of = {logical: i for i, logical in enumerate(members)}
-        self.rank = members[comm.rank]
+        global place  # noqa: PLW0603 - one process, one MPI
+        self.rank = place = members[comm.rank]
         self._dead = set(range(self.size)) - set(members)
         self._deaths = self._deaths or bool(self._dead) or self.epoch > 0
         self._called, self._revoked = False, False
@@ -188,6 +190,7 @@ class Post:
         if to == self.rank:
             self._inbox.append(Parcel(to, tag, np.array(header, np.int64), body.copy()))
             self._count(self.bytes_sent, self.messages_sent, to, body.size + 8 * len(header))
+            self._count(self.bytes_received, self.messages_received, to, body.size + 8 * len(header))
             return
         if to in self._dead or to in self._left:
             self.dropped[to] += 1
