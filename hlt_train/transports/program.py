@@ -25,10 +25,11 @@ from hlt_train.strategies import In, Info, S, Sparse, Strategy, W, nothing
 from hlt_train.strategies._served import served
 from hlt_train.transports.keys import INIT, SERVER_ACTOR, actor_key
 
-__all__ = ["Layout", "Message", "Parts", "Program"]
+__all__ = ["Layout", "Message", "Parts", "Program", "Specs"]
 
 PyTree = Any
 Parts = list[tuple[np.ndarray, ...]]  # of a body or an answer, by shard
+Specs = tuple[tuple[tuple[int, ...], np.dtype[Any]], ...]  # shape and type of each array of a part
 Gradient = Callable[[Any, Any, Any], tuple[Any, Any]]
 
 
@@ -164,6 +165,21 @@ class Program:
 
     def _info(self, index: Any) -> Info:
         return Info(index, self.workers, actor_key(self.seed, index, INIT))
+
+    def body_specs(self, shard: int) -> Specs:
+        """What a message's part for a shard (a peer) consists of as it travels."""
+        body = self._body_at(len(self.vector))
+        if self.strategy.fan > 1:
+            body = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), body)
+        if self.strategy.peers:
+            return _specs(body)
+        return _specs(jax.eval_shape(lambda b: self._encode(self._body.split(b, shard)), body))
+
+    def answer_specs(self, shard: int) -> Specs:
+        """What a shard's part of an answer consists of."""
+        answer = self._answer
+        assert answer is not None
+        return _specs(jax.eval_shape(lambda a: answer.split(a, shard), self._answer_at(len(self.vector))))
 
     # A worker's.
 
@@ -303,6 +319,10 @@ class Program:
         if self.strategy.peers:
             return self.strategy.params(jax.tree.map(lambda *leaves: jnp.stack(leaves), *workers), ())
         return jnp.concatenate([self.strategy.params(None, s) for s in servers])
+
+
+def _specs(tree: PyTree) -> Specs:
+    return tuple((tuple(leaf.shape), np.dtype(leaf.dtype)) for leaf in jax.tree.leaves(tree))
 
 
 def _is_key(leaf: Any) -> bool:
