@@ -25,7 +25,7 @@ def test_window_one_is_downpour() -> None:
 
 
 @given(some.lists(some.integers(0, 2), min_size=1, max_size=15), some.integers(1, 4))
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_any_order_is_the_papers_loop(order: list[int], window: int) -> None:
     drive = Drive(agn(setup(3), window=window), START, quadratic.gradient, 3, jit=False).run(order)
     server = START.astype(np.float64)

@@ -66,7 +66,7 @@ def test_adagrad_on_the_shards_is_the_papers(shards: int) -> None:
 
 
 @given(some.lists(some.integers(0, 2), min_size=1, max_size=12), some.integers(1, 3), some.integers(1, 3), some.sampled_from([0.0, 0.5, 1.0]))
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_any_order_is_the_papers_loop(order: list[int], n_push: int, n_fetch: int, local: float) -> None:
     rule = downpour(setup(3), n_push=n_push, n_fetch=n_fetch, local=local)
     drive = Drive(rule, START, quadratic.gradient, 3, jit=False).run(order)

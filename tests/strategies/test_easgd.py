@@ -34,7 +34,7 @@ def algorithm(order: list[int], workers: int, period: int, alpha: float, momentu
 
 
 @given(some.lists(some.integers(0, 2), min_size=1, max_size=15), some.integers(1, 3), some.sampled_from([0.0, 0.3]), some.sampled_from([0.0, 0.9]))
-@settings(max_examples=12)
+@settings(max_examples=8)
 def test_any_order_is_the_papers_algorithm(order: list[int], period: int, alpha: float, momentum: float) -> None:
     rule = easgd(setup(3), period=period, alpha=alpha, momentum=momentum)
     drive = Drive(rule, START, quadratic.gradient, 3, jit=False).run(order)
@@ -52,6 +52,7 @@ def test_alpha_zero_are_independent_optimisers() -> None:
 
 
 @given(some.integers(0, 99), some.floats(0, 1), some.lists(some.booleans(), min_size=1, max_size=4))
+@settings(max_examples=15)
 def test_an_exchange_conserves_the_sum(seed: int, share: float, push: list[bool]) -> None:
     """x_i + centre at one exchange, and at a barrier the sum over all of them."""
     n = len(push)

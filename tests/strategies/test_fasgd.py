@@ -43,7 +43,7 @@ def equations(order: list[int], workers: int, variant: str, gamma: float, beta: 
 @given(
     some.lists(some.integers(0, 2), min_size=1, max_size=10), some.sampled_from(["std", "abs"]), some.sampled_from([0.0, 0.7]), some.sampled_from([0.2, 0.9])
 )
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_any_order_is_the_equations(order: list[int], variant: Any, gamma: float, beta: float) -> None:
     rule = fasgd(setup(3), variant=variant, gamma=gamma, beta=beta, eps=0.01)
     drive = Drive(rule, START, quadratic.gradient, 3, jit=False).run(order)
