@@ -17,8 +17,8 @@ Where the paper contradicts itself: equation 21 has in theta - s the updates of 
 worker's own last commit in it, so that a lone worker brakes on its own step. Here, as in the equation, s is what the worker knows, its own commit included (it
 is also where the authors' code takes the gradient): one worker's steps then have exactly the size |m|, where the clip allows it.
 
-Where this differs from the authors' code: its stale copy starts at zero; here s starts at the initial parameters, so that the first theta - s is what the
-others did before this worker's first step. The clip at 5 is the code's, the paper has none.
+s starts at the initial parameters, so that a worker's first theta - s is what the others did before its first step (the authors' code zeroes s, and then pulls
+once before it begins: the same). The clip at 5 is the code's, the paper has none.
 """
 
 from __future__ import annotations
