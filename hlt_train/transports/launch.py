@@ -30,11 +30,13 @@ from typing import NamedTuple
 
 from hlt_train.errors import RunFailed, UsageError
 
-__all__ = ["Ended", "assign_gpu", "launch", "launched", "local_rank", "mpiexec", "replacement_command"]
+__all__ = ["Ended", "assign_gpu", "launch", "launched", "local_rank", "mpiexec", "replacement_command", "sweep"]
 
 FOLDER = "HLT_TRAIN_RANKS"  # where the ranks of one launch leave their records
 INSTALL = "pip install 'hlt-train[mpi]'"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+PREFIX = "hlt-train-ranks-"
+MEMORY = Path("/dev/shm")  # noqa: S108 - shared memory is the purpose
 LOOK = 0.05  # seconds between two looks at the ranks
 GRACE = 10.0  # seconds for mpiexec to end once every rank has, and between asking it to end and killing it
 # (rank, size) as the launchers say them: Open MPI; hydra and its kin (MPICH, Intel), also srun --mpi=pmi2; Cray; PMIx under srun, whose size is Slurm's.
@@ -160,7 +162,7 @@ def _command(found: Mpiexec, ranks: int, fault_tolerant: bool) -> tuple[list[str
             raise UsageError("a run that survives the death of a rank needs Open MPI 5 or later", where=str(found.path), then=INSTALL)
         return [str(found.path), "-n", str(ranks)], {}
     # Only self, sm and tcp: all that one machine needs. Opening the others costs a second at start.
-    environment = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp"}
+    environment = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp", "OMPI_MCA_osc": "sm,rdma"}
     if os.geteuid() == 0:
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     if found.major < 5:
@@ -204,13 +206,48 @@ def launch(
     head, needed = _command(mpiexec(), ranks, fault_tolerant)
     # What the caller's environment says of MPI itself wins over our choice; NPROC does not: it was meant for one process.
     environment = needed | dict(os.environ) | {"NPROC": str(nproc or max(1, cores // ranks))} | dict(env or {})
-    with tempfile.TemporaryDirectory(prefix="hlt-train-ranks-") as name:
+    sweep()
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-{_started(os.getpid())}-", dir=_memory()) as name:
         folder = Path(name)
-        environment[FOLDER] = name
+        # Open MPI's shared memory and session lie in the same folder: what a killed launch leaves behind is found, and known to be ours.
+        environment |= {FOLDER: name, "OMPI_MCA_btl_sm_backing_directory": name, "PRTE_MCA_prte_tmpdir_base": name}
         for rank in range(ranks):
             extra = dict(env_per_rank(rank)) if env_per_rank else {}
             (folder / f"env-{rank}.json").write_text(json.dumps(extra))
         return _Watch(folder, ranks, fault_tolerant).run([*head, *replacement_command(argv)], environment)
+
+
+def _memory() -> str | None:
+    """The file system that is memory, where the ranks' shared segments belong; None (the temporary folder) where there is none."""
+    return str(MEMORY) if MEMORY.is_dir() and os.access(MEMORY, os.W_OK | os.X_OK) else None
+
+
+def sweep() -> list[Path]:
+    """Remove what killed launches of this user left: their folders, with the shared-memory segments in them. Returns what was removed.
+
+    A folder is left alone while its launcher or any of its ranks runs; a process number that the system has given away since counts as dead.
+    """
+    removed = []
+    for folder in sorted({*MEMORY.glob(f"{PREFIX}*"), *Path(tempfile.gettempdir()).glob(f"{PREFIX}*")}):
+        pid, _, rest = folder.name.removeprefix(PREFIX).partition("-")
+        try:
+            if not pid.isdecimal() or folder.lstat().st_uid != os.geteuid() or _started(int(pid)) == rest.partition("-")[0] or _living(folder):
+                continue
+        except FileNotFoundError:
+            continue  # another launch removes it at this moment
+        shutil.rmtree(folder, ignore_errors=True)
+        removed.append(folder)
+    return removed
+
+
+def _living(folder: Path) -> list[int]:
+    """Process ids of the ranks that run; a number that the system has given to another process since is not one of them."""
+    found = []
+    for file in folder.glob("pid-*"):
+        pid, _, started = file.name.removeprefix("pid-").partition("-")
+        if _started(int(pid)) == started:
+            found.append(int(pid))
+    return found
 
 
 class _Watch:
@@ -241,7 +278,7 @@ class _Watch:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(LOOK)
-            alive = self._alive()
+            alive = _living(self.folder)
             for pid in alive:
                 for number in self.signals[self.told.get(pid, 0) :]:
                     with contextlib.suppress(ProcessLookupError):
@@ -252,15 +289,6 @@ class _Watch:
             idle_since = (idle_since or time.monotonic()) if self._stuck(alive) else None
             if idle_since and time.monotonic() - idle_since > GRACE:
                 return 0
-
-    def _alive(self) -> list[int]:
-        """Process ids of the ranks that run; a number that the system has given to another process since is not one of them."""
-        found = []
-        for file in self.folder.glob("pid-*"):
-            pid, _, started = file.name.removeprefix("pid-").partition("-")
-            if _started(int(pid)) == started:
-                found.append(int(pid))
-        return found
 
     def _stuck(self, alive: list[int]) -> bool:
         """All that run have left their record; or a rank died before MPI began, and the others wait for it there for ever."""
@@ -280,7 +308,7 @@ class _Watch:
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE)
-        for pid in self._alive():
+        for pid in _living(self.folder):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if process.poll() is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hlt_train.errors import UsageError
-from hlt_train.transports.launch import Ended, assign_gpu, launch, launched, local_rank, mpiexec
+from hlt_train.transports.launch import MEMORY, Ended, assign_gpu, launch, launched, local_rank, mpiexec, sweep
 
 RANKS = str(Path(__file__).with_name("ranks.py"))
 LAUNCHER = """
@@ -129,6 +129,42 @@ def test_each_rank_has_its_environment(out: Path, monkeypatch: pytest.MonkeyPatc
         assert read(out, f"looks-{rank}") == [[rank, 2], rank, environment, ["looks", "--x", "a b"]]
     assert launch([RANKS, "looks"], 4).code == 0
     assert read(out, "looks-3")[2]["NPROC"] == str(max(1, len(os.sched_getaffinity(0)) // 4))
+
+
+def test_what_killed_launches_left_is_swept(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hlt_train.transports.launch.MEMORY", out)
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    started = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19]
+    living, rank_lives = out / f"hlt-train-ranks-{process.pid}-{started}-a", out / f"hlt-train-ranks-{process.pid}-1-b"
+    dead, foreign = out / f"hlt-train-ranks-{process.pid}-2-c", out / "hlt-train-ranks-of-somebody"
+    for folder in (living, rank_lives, dead, foreign):
+        folder.mkdir()
+        (folder / "sm_segment").write_bytes(b"1")
+    (rank_lives / f"pid-{process.pid}-{started}").touch()
+    (dead / f"pid-{process.pid}-3").touch()
+    assert [p for p in sweep() if p.parent == out] == [dead]
+    process.communicate(b"\n")
+    assert [p for p in sweep() if p.parent == out] == [rank_lives, living]
+    assert foreign.is_dir()
+
+
+def test_shared_memory_of_a_killed_launch_is_swept_by_the_next(out: Path) -> None:
+    command = [sys.executable, "-c", LAUNCHER, "2", "plain", RANKS, "waits"]
+    process = subprocess.Popen(command)
+    give_up = time.monotonic() + 30
+    while len(list(out.glob("ready-*.json"))) < 2:
+        assert time.monotonic() < give_up
+        time.sleep(0.02)
+    (folder,) = MEMORY.glob(f"hlt-train-ranks-{process.pid}-*")
+    assert len(list(folder.rglob("sm_segment*"))) == 2
+    parents = {int(Path(f"/proc/{read(out, f'ready-{rank}')}/stat").read_text().rpartition(")")[2].split()[1]) for rank in range(2)}
+    for pid in (process.pid, *parents, *(read(out, f"ready-{rank}") for rank in range(2))):
+        os.kill(pid, signal.SIGKILL)
+    process.wait()
+    while folder in MEMORY.iterdir():
+        assert time.monotonic() < give_up
+        sweep()
+        time.sleep(0.02)
 
 
 def test_launched_reads_the_environment_of_each_launcher() -> None:
