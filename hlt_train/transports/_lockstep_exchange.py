@@ -182,7 +182,7 @@ def _serve_mean(rule: Strategy, s: S, clock: Any, body: PyTree, head: Header) ->
     n, zero = head.push.shape[0], jnp.zeros_like(head.seen)
     staleness = clock - head.seen
     messages = In(jax.tree.map(lambda leaf: leaf[None], body), head.push.any()[None], head.fetch.any()[None], zero[:1], staleness.max()[None])
-    s, answers = served(rule)(s, messages, rule.measure(s, messages))
+    s, answers = _served(rule, s, messages)
     clock = clock + head.push.any().astype(jnp.int32)
     return s, clock, Folded(answers, zero, jnp.full(n, clock), staleness, jnp.ones(n, bool))
 
@@ -213,7 +213,7 @@ def _fold(rule: Strategy, s: S, clock: Any, bodies: PyTree, head: Header, order:
             messages = In(body, push, fetch, source.astype(jnp.int32), staleness)
             if rule.combine == "mean":
                 messages = _reduced(messages, certain=certain and taken == groups * size)
-            return served(rule)(s, messages, rule.measure(s, messages))
+            return _served(rule, s, messages)
 
         if certain:
             s, answers = now()
@@ -234,6 +234,13 @@ def _fold(rule: Strategy, s: S, clock: Any, bodies: PyTree, head: Header, order:
     rows = place // size if rule.combine == "mean" else place
     answers = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), answers)
     return s, clock, Folded(answers, rows, clocks[place // size], staleness.reshape(-1)[place], in_time)
+
+
+def _served(rule: Strategy, s: S, messages: In) -> tuple[S, PyTree]:
+    """The rule's `serve`, compiled by itself: its bits do not depend on what surrounds it."""
+    s, messages = lax.optimization_barrier((s, messages))
+    found: tuple[S, PyTree] = lax.optimization_barrier(served(rule)(s, messages, rule.measure(s, messages)))
+    return found
 
 
 def _reduced(messages: In, *, certain: bool) -> In:

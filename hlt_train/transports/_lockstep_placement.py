@@ -1,7 +1,8 @@
 """Where the server of a lockstep run is: whole on every device, or cut over them so that device k is shard k.
 
-Cut, an exchange of n messages of size m moves 2 m per device instead of n m, and each device folds 1 / n of every message. It gives the same bits where
-`serve` is element-wise; `_lockstep_layout.elementwise` tries that before the run starts. The rule then sees the parameters as one float32 vector.
+Cut, an exchange of n messages of size m moves 2 m per device instead of n m, and each device folds 1 / n of every message. The rule then sees the parameters
+as one float32 vector, and where `serve` is element-wise the bits are those of a whole server that sees this vector; `_lockstep_layout.elementwise` tries that
+before the run starts. (Given the network's tree, leaf by leaf, XLA may compile other roundings of the same rule.)
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ class Cut(Whole):
 
     def store(self, worker: PyTree, server: PyTree, pending: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         leaves, structure = jax.tree.flatten(server)
-        joined = [np.asarray(self._join(leaf)) if cut else leaf[0] for leaf, cut in zip(leaves, self.state, strict=True)]
+        joined = [np.asarray(self._join(leaf)) if cut else np.asarray(leaf[0]) for leaf, cut in zip(leaves, self.state, strict=True)]
         server = jax.tree.map(_split, jax.tree.unflatten(structure, joined), self._tree_server)
         pending = tuple(each._replace(answer=jax.tree.map(_split, each.answer, self._tree_answer)) for each in pending)
         return jax.tree.map(_split, worker, self._tree_worker), server, pending
@@ -157,7 +158,7 @@ def _split(vector: np.ndarray, like: PyTree) -> PyTree:
         return jax.tree.unflatten(structure, [vector])
     ends = np.cumsum([leaf.size for leaf in leaves])
     parts = np.split(vector, ends[:-1], axis=-1)
-    return jax.tree.unflatten(structure, [part.reshape(*vector.shape[:-1], *leaf.shape) for part, leaf in zip(parts, leaves, strict=True)])
+    return jax.tree.unflatten(structure, [each.reshape((*vector.shape[:-1], *leaf.shape)) for each, leaf in zip(parts, leaves, strict=True)])
 
 
 def _fused_each(like: Any, tree: PyTree) -> np.ndarray:
@@ -167,7 +168,7 @@ def _fused_each(like: Any, tree: PyTree) -> np.ndarray:
 def _fused(tree: PyTree, like: Any, lead: int) -> np.ndarray:
     """The inverse of `_split`, with `lead` leading axes; like: the leaf that is wanted (its shape without them)."""
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
-    return np.concatenate([leaf.reshape(*leaf.shape[:lead], -1) for leaf in leaves], axis=-1).reshape(*leaves[0].shape[:lead], *like.shape)
+    return np.concatenate([leaf.reshape((*leaf.shape[:lead], -1)) for leaf in leaves], axis=-1).reshape((*leaves[0].shape[:lead], *like.shape))
 
 
 def placed(strategy: Strategy, params: Params, n: int, network: Network, shards: str) -> Whole:

@@ -38,11 +38,13 @@ def mean(body: PyTree, pushes: Any, me: Any, *, certain: bool, exchange: str, wi
     if n == 1:
         return body, exact
     if exchange == "alltoall":
-        return _alltoall(body, pushes, certain, wires.check(wire))
-    if certain:
-        return lax.pmean(body, AXIS), exact
-    count = jnp.maximum(pushes.sum(), 1)
-    return jax.tree.map(lambda leaf: lax.psum(jnp.where(pushes[me], leaf, 0), AXIS) / count, body), exact
+        found, error = _alltoall(body, pushes, certain, wires.check(wire))
+    elif certain:
+        found, error = lax.pmean(body, AXIS), exact
+    else:
+        count = jnp.maximum(pushes.sum(), 1)
+        found, error = jax.tree.map(lambda leaf: lax.psum(jnp.where(pushes[me], leaf, 0), AXIS) / count, body), exact
+    return lax.optimization_barrier(found), error  # what comes after is compiled alike for all exchanges, to the bit
 
 
 def ordered_mean(stacked: Any, pushes: Any, *, certain: bool) -> Any:
