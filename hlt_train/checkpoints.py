@@ -25,11 +25,15 @@ POINTER = "hlt-train/pointer"
 
 
 class Snapshot(NamedTuple):
-    """A state taken from the devices, to be written now or later. weights, state: pytrees of host arrays; document: JSON-able, with `step`."""
+    """A state taken from the devices, to be written now or later. weights, state: pytrees of host arrays; document: JSON-able, with `step`.
+
+    actors: a folder that other processes have written, on the same file system; it becomes the checkpoint's folder `actors`.
+    """
 
     weights: PyTree
     state: PyTree
     document: dict[str, Any]
+    actors: Path | None = None
 
 
 def to_arrays(tree: PyTree) -> dict[str, np.ndarray]:
@@ -71,6 +75,8 @@ def save(run: Path, snapshot: Snapshot) -> Path:
         path = writing / f"{name}.npz"
         write_arrays(path, to_arrays(tree))
         digests[path.name] = sha256(path)
+    if snapshot.actors is not None:
+        snapshot.actors.rename(writing / "actors")
     write_document(writing / "state.json", FORMAT, 1, {**snapshot.document, "sha256": digests})
     if place.exists():  # written by a process that died before it moved LAST, or once more at the same step
         shutil.rmtree(place)

@@ -18,7 +18,7 @@ from hlt_train.strategies import SERVER
 from hlt_train.transports.dealing import Deal, Source
 from hlt_train.transports.program import Message, Program
 
-__all__ = ["Reply", "Served", "Shard", "Worker"]
+__all__ = ["Fate", "Reply", "Served", "Shard", "Worker"]
 
 Want = Literal["batch", "exchange", "answer", "done"]
 Note = Callable[[Any], None]  # one JSON-able line of an actor's log
@@ -38,13 +38,20 @@ class Reply(NamedTuple):
     part: tuple[np.ndarray, ...]
 
 
+class Fate(NamedTuple):
+    """What became of a message. fate: "applied", "late", or "fetched" where it did not push; staleness: in updates of the shard."""
+
+    source: int
+    sequence: int
+    fate: str
+    staleness: int
+    shares: tuple[tuple[int, int], ...]
+
+
 class Served(NamedTuple):
-    """What a shard did with messages: their fates, and the replies that are wanted.
+    """What a shard did with messages: their fates, and the replies that are wanted."""
 
-    fates: (source, sequence, "applied" | "late" | "fetched", staleness) of each message.
-    """
-
-    fates: list[tuple[int, int, str, int]]
+    fates: list[Fate]
     replies: list[Reply]
 
 
@@ -56,7 +63,7 @@ class Worker:
         index: of the worker.
         deal: what it has to do.
         note: its log: `[point, source, sequence]` for what it consumed, source -1 being the server's answer to its own message;
-            `{"t": batches, "takes over": sources}`, `{"joins": clocks}` and `{"t": batches, "ends": true}`.
+            `{"deal": sources}`, `{"t": batches, "takes over": sources}`, `{"joins": clocks}` and `{"t": batches, "ends": true}`.
         portions_limit: portions of the whole run, for rules whose server hands them out.
 
     Attributes:
@@ -168,8 +175,12 @@ class Worker:
             self.t += missed  # rounds that closed without this worker: it goes on at the open one
             self.lost += [(share, "late") for share in self.deal.skip(missed)]
 
+    def begin(self) -> None:
+        """Note what there is to do at first: a run that is made longer later keeps what it exchanged at its first end."""
+        self.note({"deal": self.deal.document()})
+
     def take_over(self, sources: list[Source]) -> None:
-        """Inherit shares of a dead worker."""
+        """Inherit shares: of a dead worker, or its own of a run that was made longer."""
         self.note({"t": self.t, "takes over": [list(s) for s in sources]})
         self.deal.extend(sources)
 
@@ -234,7 +245,7 @@ class Shard:
         assert self.last is not None
         self.note({"late": [message.source, message.sequence]})
         replies = [Reply(message.source, message.sequence, self.index, self.clock, self.last)] if message.fetch else []
-        return Served([(message.source, message.sequence, "late", self.clock - int(message.clock[self.index]))], replies)
+        return Served([Fate(message.source, message.sequence, "late", self.clock - int(message.clock[self.index]), message.shares)], replies)
 
     def ready(self, live: int) -> list[Message]:
         """The messages to serve now, in the order that counts; empty: not enough yet. `live`: workers that may still send."""
@@ -259,7 +270,7 @@ class Shard:
         pushed = any(m.push for m in messages)
         self.clock += int(pushed)
         self.last = parts[0]
-        fates = [(m.source, m.sequence, "applied" if m.push else "fetched", before - int(m.clock[self.index])) for m in messages]
+        fates = [Fate(m.source, m.sequence, "applied" if m.push else "fetched", before - int(m.clock[self.index]), m.shares) for m in messages]
         replies = [Reply(m.source, m.sequence, self.index, self.clock, part) for m, part in zip(messages, parts, strict=True) if m.fetch]
         late = [m for m in self.waiting if self.is_late(m)]
         self.waiting = [m for m in self.waiting if not self.is_late(m)]

@@ -302,6 +302,10 @@ class Post:
             self._left.add(source)
             self._deaths = self._deaths or tag != 0
 
+    def progress(self) -> None:
+        """Let messages move, without taking any: for a thread beside one that computes, never at the same time as another call."""
+        self._progress()
+
     def _progress(self) -> bool:
         """Do what can be done without waiting."""
         came = self._round()

@@ -21,7 +21,7 @@ import numpy as np
 from hlt_train.errors import RunFailed
 from hlt_train.strategies import SERVER
 from hlt_train.transports.account import APPLIED, GATED, HELD, LATE, Account, Coverage
-from hlt_train.transports.actors import Reply, Served, Shard, Worker
+from hlt_train.transports.actors import Fate, Reply, Served, Shard, Worker
 from hlt_train.transports.dealing import Deal, Share, deals, inherit
 from hlt_train.transports.freeze import freeze, thaw
 from hlt_train.transports.journal import Journals
@@ -358,8 +358,8 @@ class Simulation:
     def _served(self, shard: Shard, served: Served) -> None:
         """Account for what a shard did, and send its answers."""
         if shard.index == 0:
-            for source, sequence, fate, staleness in served.fates:
-                self._fate(source, sequence, fate, staleness)
+            for fate in served.fates:
+                self._note_fate(fate)
         for reply in served.replies:
             if reply.to in self.dead:
                 continue
@@ -368,17 +368,16 @@ class Simulation:
             u = uniform(self.program.seed, _LATENCY + 1000 + shard.index, reply.to, reply.sequence)
             self._at(self.now + self.timing.latency * (0.5 - 0.5 * float(np.log(u))) + size / self.timing.bandwidth, "reply", reply.to, reply)
 
-    def _fate(self, source: int, sequence: int, fate: str, staleness: int) -> None:
-        message = self._sent[source, sequence]
-        if fate == "applied":
-            self.account.stale(source, staleness)
-            self._apply(source, message.shares)
-        elif fate == "late":
-            self.account.late[source] += 1
-            for share in message.shares:
+    def _note_fate(self, fate: Fate) -> None:
+        if fate.fate == "applied":
+            self.account.stale(fate.source, fate.staleness)
+            self._apply(fate.source, fate.shares)
+        elif fate.fate == "late":
+            self.account.late[fate.source] += 1
+            for share in fate.shares:
                 self.coverage.mark(share, LATE)
-        if not message.fetch:
-            self._sent.pop((source, sequence))
+        if not self._sent[fate.source, fate.sequence].fetch:
+            self._sent.pop((fate.source, fate.sequence))
 
     def _apply(self, k: int, shares: Iterable[Share]) -> None:
         """The results of shares have been consumed."""
