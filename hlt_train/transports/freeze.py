@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from hlt_train.transports.actors import Reply
@@ -12,22 +13,32 @@ from hlt_train.transports.program import Message
 
 __all__ = ["freeze", "thaw"]
 
-KINDS = {"message": Message, "reply": Reply}
+KINDS: dict[str, Any] = {"message": Message, "reply": Reply}
 
 
 def freeze(value: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """`value` as JSON; its arrays go into `arrays`, by number."""
+    """`value` as JSON; copies of its arrays go into `arrays`, by number.
+
+    Raises:
+        TypeError: it holds something else.
+    """
     if isinstance(value, (np.ndarray, np.generic, jax.Array)):
         name = f"a{len(arrays)}"
-        arrays[name] = np.asarray(value)
+        array = np.array(value)  # a copy: its owner may go on counting in it
+        if array.dtype.kind == "V":  # bfloat16 and its like: an npz holds them without their name
+            arrays[name] = array.view(f"u{array.dtype.itemsize}")
+            return {"bits": [name, array.dtype.name]}
+        arrays[name] = array
         return {"array": name}
     for kind, of in KINDS.items():
         if isinstance(value, of):
             return {kind: [freeze(item, arrays) for item in value]}
     if isinstance(value, tuple):
         return {"tuple": [freeze(item, arrays) for item in value]}
-    if isinstance(value, (list, set, frozenset)):
-        return [freeze(item, arrays) for item in (sorted(value) if isinstance(value, (set, frozenset)) else value)]
+    if isinstance(value, (set, frozenset)):
+        return [freeze(item, arrays) for item in sorted(value)]
+    if isinstance(value, list):
+        return [freeze(item, arrays) for item in value]
     if isinstance(value, dict):
         return {"dict": [[freeze(k, arrays), freeze(v, arrays)] for k, v in value.items()]}
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -44,6 +55,8 @@ def thaw(content: Any, arrays: dict[str, np.ndarray]) -> Any:
     ((kind, value),) = content.items()
     if kind == "array":
         return arrays[value]
+    if kind == "bits":
+        return arrays[value[0]].view(jnp.dtype(value[1]))
     if kind == "tuple":
         return tuple(thaw(item, arrays) for item in value)
     if kind == "dict":
