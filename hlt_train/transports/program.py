@@ -126,6 +126,7 @@ class Program:
         self._travels = jax.tree.structure(jax.eval_shape(self._encode, body))
         self._answer = None if strategy.peers else Layout(self._answer_at, len(self.vector), self.cuts)
         self.measures = strategy.measure is not nothing
+        self._init = jax.jit(lambda v, index: strategy.init_worker(v, self._info(index)))
         self._compute = jax.jit(self._compute_)
         self._portion = jax.jit(lambda w: -1 if strategy.batch is None else strategy.batch(w))
         self._ask = jax.jit(self._ask_)
@@ -185,7 +186,7 @@ class Program:
 
     def worker(self, index: int, vector: np.ndarray | None = None) -> W:
         """The first state of worker `index`, at the initial parameters or at those of `vector`."""
-        return self.strategy.init_worker(jnp.asarray(self.vector if vector is None else vector), self._info(index))
+        return self._init(self.vector if vector is None else vector, np.uint32(index))
 
     def compute(self, w: W, batch: Any, index: int, t: int) -> tuple[W, float]:
         """The gradient of one batch, folded in; `t` counts the batches of this worker. Returns the loss beside the state."""
@@ -205,7 +206,7 @@ class Program:
         """What the worker sends after its t-th batch: (push, fetch, to, parts) of each message. `number` counts the asks of this exchange."""
         w, flags, bodies, lost = self._ask(w, np.uint32(index), np.uint32(t), number)
         (push, fetch, to), bodies, lost = jax.device_get((flags, bodies, lost))
-        if self.wire != "float32":
+        if self.wire != "float32" and np.any(push):
             self.wire_errors.append(float(lost))
         if self.strategy.fan == 1:
             return w, [(bool(push), bool(fetch), int(to), [tuple(jax.tree.leaves(body)) for body in bodies])]
@@ -313,11 +314,12 @@ class Program:
 
     def params(self, workers: Sequence[W], servers: Sequence[S]) -> np.ndarray:
         """float32 `[n]`: the parameters to validate and to export. Rules with a server get no worker, rules without one get all of them."""
-        return np.asarray(self._params(list(workers) if self.strategy.peers else [], list(servers)))
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(list(workers))) if self.strategy.peers else ()
+        return np.asarray(self._params(stacked, list(servers)))
 
-    def _params_(self, workers: list[W], servers: list[S]) -> Any:
+    def _params_(self, workers: W, servers: list[S]) -> Any:
         if self.strategy.peers:
-            return self.strategy.params(jax.tree.map(lambda *leaves: jnp.stack(leaves), *workers), ())
+            return self.strategy.params(workers, ())
         return jnp.concatenate([self.strategy.params(None, s) for s in servers])
 
 
