@@ -57,6 +57,12 @@ class Coverage:
         table[within, owner] = code
         return True
 
+    def reopen(self, share: tuple[int, int]) -> None:
+        """A share that was held at the end of the run is open again: the run goes on."""
+        epoch, within, owner = self._place(share)
+        if epoch in self.epochs and self.epochs[epoch][within, owner] == HELD:
+            self.epochs[epoch][within, owner] = OPEN
+
     def is_open(self, share: tuple[int, int]) -> bool:
         """Whether nothing has become of a share yet."""
         epoch, within, owner = self._place(share)
@@ -88,8 +94,8 @@ class Coverage:
         table = self.epochs.get(epoch)
         if table is None:
             return np.zeros((0, 2), np.int64)
-        found = np.argwhere(table == code)
-        return found + np.array([epoch * self.steps_per_epoch, 0])
+        found: np.ndarray = np.argwhere(table == code) + np.array([epoch * self.steps_per_epoch, 0])
+        return found
 
     def extras(self, epoch: int) -> dict[str, int]:
         """What happened besides: duplicates, redealt, lost."""

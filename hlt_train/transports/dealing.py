@@ -62,6 +62,7 @@ class Deal:
 
 def deals(workers: int, steps: int, warm: int = 0) -> list[Deal]:
     """What each worker has to do in a run of `steps`; the first `warm` steps are worker 0's alone."""
+    warm = min(warm, steps)
     first = Deal([(0, 0, steps), *((k, 0, warm) for k in range(1, workers) if warm)])
     return [first, *(Deal([(k, warm, steps)]) for k in range(1, workers))]
 

@@ -7,8 +7,8 @@ but what it consumes.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,11 +29,10 @@ class Replay:
     Args:
         program: the strategy.
         data: share -> batch.
-        deals: what each worker had to do at the beginning.
+        deals: what each worker had to do at the beginning, where its log does not say so.
         workers: log of each worker, by index.
         shards: log of each shard, in their order.
         portions: of the whole run, for rules whose server hands them out.
-        joining: workers that begin at the server's parameters, as their log says.
     """
 
     def __init__(
@@ -54,7 +53,7 @@ class Replay:
         self._sent: dict[tuple[int, int], Message] = {}
         self._uses: dict[tuple[int, int], int] = {}  # how many shards (or peers) have still to consume a message
         self._parts: dict[tuple[int, int], dict[int, Reply]] = {}
-        self._welcomes: dict[int, list[tuple[np.ndarray, int]]] = {}
+        self._welcomes: dict[int, list[deque[tuple[np.ndarray, int]]]] = defaultdict(lambda: [deque() for _ in shards])  # by worker, by shard
         self.losses: dict[int, list[float]] = {k: [] for k in workers}
 
     def run(self) -> None:
@@ -77,9 +76,10 @@ class Replay:
                 f"the logs do not fit together: {', '.join(left[:4])} wait for messages that nobody sends", then="replay a run whose logs are whole"
             )
 
-    def params(self) -> np.ndarray:
-        """float32 `[n]`: the parameters at the end."""
-        return self.program.params([w.state for w in self.workers.values()], [s.state for s in self.shards])
+    def params(self, living: Iterable[int] | None = None) -> np.ndarray:
+        """float32 `[n]`: the parameters at the end. living: the workers that were not dead then; None: all."""
+        chosen = self.workers if living is None else living
+        return self.program.params([self.workers[k].state for k in sorted(chosen)], [s.state for s in self.shards])
 
     def _worker(self, worker: Worker) -> bool:
         """Let a worker do one thing; False when it can do nothing now."""
@@ -92,7 +92,7 @@ class Replay:
         _point, source, sequence = line
         match worker.wants:
             case "answer":
-                if source != SERVER:
+                if source != SERVER or worker.awaiting is None or sequence != worker.awaiting[0]:
                     return False
                 replies = self._parts.get((worker.index, sequence), {})
                 if len(replies) < len(self.shards):
@@ -122,12 +122,14 @@ class Replay:
         lines = self._lines[worker.index]
         if worker.t < line.get("t", 0) or ("ends" in line and worker.wants == "exchange"):
             return self._towards(worker)
-        if "joins" in line:
-            welcomes = self._welcomes.get(worker.index, [])
-            if len(welcomes) < len(self.shards):
+        if "deal" in line:
+            worker.deal = Deal(line["deal"])
+        elif "joins" in line:
+            waiting = self._welcomes[worker.index]
+            if not all(waiting):
                 return False
+            welcomes = [queue.popleft() for queue in waiting]
             worker.join([part for part, _ in welcomes], [clock for _, clock in welcomes])
-            del self._welcomes[worker.index]
         elif "takes over" in line:
             worker.take_over(line["takes over"])
         lines.popleft()
@@ -217,7 +219,7 @@ class Replay:
             source, sequence = line["late"]
             self._answers(shard.refuse(self._use((source, sequence))))
         elif "joins" in line:
-            self._welcomes.setdefault(line["joins"], []).append(shard.welcome(line["joins"]))
+            self._welcomes[line["joins"]][shard.index].append(shard.welcome(line["joins"]))
 
     def _answers(self, served: Served) -> None:
         for reply in served.replies:

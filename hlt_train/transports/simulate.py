@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from hlt_train.errors import RunFailed
+from hlt_train.errors import RunFailed, UsageError
 from hlt_train.strategies import SERVER
 from hlt_train.transports.account import APPLIED, GATED, HELD, LATE, Account, Coverage
 from hlt_train.transports.actors import Fate, Reply, Served, Shard, Worker
@@ -31,6 +31,7 @@ from hlt_train.transports.stragglers import Factor, uniform
 __all__ = ["Failure", "Simulation", "Span", "Timing"]
 
 _LATENCY, _LOSS, _REORDER = 0x4C41, 0x4C4F, 0x5245
+_STILL = 1000  # times that each worker asks for data in vain, while nobody computes, before the simulation is said to stand still
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,14 @@ class Timing:
     Attributes:
         compute: mean of a batch on a core of its own.
         factor: of each batch (see `stragglers`).
-        latency: mean of a message; the actual one is exponential above half of it, so that messages overtake each other.
+        latency: mean of a message; the actual one is exponential above half of it, so that messages of different workers overtake each other. Those of one
+            worker to one shard stay in their order, as with MPI and TCP.
         bandwidth: bytes/s of a link.
         service: of a message at a shard.
         idle: between two asks of a worker that was given no data.
         cores: cores that the workers share; None: one each.
         loss, reorder: probabilities for a datagram (rules with reliable=False) to be lost, or held back for one more latency.
-        detection: from a death to its discovery.
+        detection: from a death to its discovery; a barrier waits for a dead worker as long.
     """
 
     compute: float = 0.02
@@ -62,11 +64,11 @@ class Timing:
 
 
 class Failure(NamedTuple):
-    """At `time` the worker `index` dies (kind "kill"), or is stopped for `seconds` (kind "stop"); kind "server": the server dies and is rolled back."""
+    """At `time` the worker `worker` dies (kind "kill"), or is stopped for `seconds` (kind "stop"); kind "server": the server dies and is rolled back."""
 
     time: float
     kind: str
-    index: int = 0
+    worker: int = 0
     seconds: float = 0.0
 
 
@@ -105,6 +107,7 @@ class Simulation:
         journals: Journals | None = None,
         spans: Callable[[Span], None] | None = None,
     ) -> None:
+        _check(failures, program)
         self.program, self.rule, self.data, self.steps, self.timing, self.coverage = program, program.strategy, data, steps, timing, coverage
         n, shards = program.workers, 0 if program.strategy.peers else program.shards
         self.journals = journals or Journals(None)
@@ -118,13 +121,19 @@ class Simulation:
         self.losses: list[float] = []  # since they were last collected
         self.failures = failures
         self.dead: set[int] = set()
+        self._noticed: set[int] = set()  # the dead that are known to be
         self._heap: list[tuple[float, int, str, int, Any]] = []
         self._count = 0
-        self._sent: dict[tuple[int, int], Message] = {}  # messages whose answer has not come
+        self._sent: dict[tuple[int, int], Message] = {}  # messages to the server that some shard has still to serve
+        self._left: dict[tuple[int, int], int] = {}  # how many shards
+        self._reached: dict[tuple[int, int], float] = {}  # (worker, shard) -> when its latest message arrives
         self._parts: dict[tuple[int, int], dict[int, Reply]] = {}  # answers that have come, by shard
         self._inbox: list[list[Message]] = [[] for _ in range(n)]
         self._parked: dict[int, float] = {}  # worker -> since when it waits for its answer
         self._busy: set[int] = set()  # workers that compute
+        self._idle: set[int] = set()  # workers without data that will ask again
+        self._idled = 0  # times that workers asked in vain since somebody computed
+        self._alone = self.rule.warm > 0  # worker 0 does the first steps; the others have not begun
         self._finished: set[int] = set()
         self._since: dict[int, float] = {}
         self._frozen: dict[int, float] = {}  # stopped workers -> until when
@@ -141,29 +150,42 @@ class Simulation:
         """Go on until so many shares are done, over all workers. False: the run is over."""
         if not self._started:
             self._started = True
-            for worker in self.workers[: 1 if self.rule.warm else None]:
+            for worker in self.workers:
+                worker.begin()
+            for worker in self.workers[: 1 if self._alone else None]:
                 self._go_on(worker)
-            if any(failure.kind == "server" for failure in self.failures):
-                self.remember()
-        while self.done < done:
-            if not self._heap:
-                break
-            self.now, _, kind, actor, what = heapq.heappop(self._heap)
-            getattr(self, f"_on_{kind}")(actor, what)
-        if self.done < done and any(w.wants != "done" for w in self.workers if w.index not in self.dead):
-            waiting = [w.index for w in self.workers if w.index not in self.dead and w.wants != "done"]
-            raise RunFailed(f"the simulation stands still: workers {waiting[:8]} wait for an answer that nobody will send")
+            self.remember()
+        while self.done < done and self._next():
+            pass
+        if self.done < done and (waiting := self._waiting()):
+            names = f"{', '.join(map(str, waiting[:8]))}{', ...' if len(waiting) > 8 else ''}"
+            raise self._still(f"worker(s) {names} wait for an answer that nobody will send")
         return self.done >= done
+
+    def _next(self) -> bool:
+        """The next event. False: nothing is left to happen; a failure that the schedule has for later does not count."""
+        if not self._heap or (self._heap[0][2] == "failure" and all(event[2] == "failure" for event in self._heap) and not self._waiting()):
+            return False
+        self.now, _, kind, actor, what = heapq.heappop(self._heap)
+        getattr(self, f"_on_{kind}")(actor, what)
+        return True
+
+    def _waiting(self) -> list[int]:
+        """The living that are not done."""
+        return [w.index for w in self.workers if w.index not in self.dead and w.wants != "done"]
+
+    def _still(self, why: str) -> RunFailed:
+        where = f"{self.now:.6g} s of virtual time, {self.done} shares done"
+        return RunFailed(f"the simulation stands still: {why}", where=where, then="a schedule of failures, or a rule, under which somebody can go on")
 
     def drain(self) -> None:
         """After the last batch: let what is under way arrive, and count what no push took along."""
-        while self._heap:
-            self.now, _, kind, actor, what = heapq.heappop(self._heap)
-            getattr(self, f"_on_{kind}")(actor, what)
+        while self._next():
+            pass
         for worker in self.workers:
             for share in worker.pending:
-                self.coverage.mark(share, HELD)
-            worker.pending = []
+                if self.coverage.is_open(share):
+                    self.coverage.mark(share, HELD)
 
     def stop(self) -> None:
         """Let no worker begin another batch."""
@@ -171,14 +193,24 @@ class Simulation:
             worker.stopped = True
 
     def extend(self, steps: int) -> None:
-        """The run is longer now: every worker has so much more to do, the living do what the dead would have done."""
+        """The run is longer now: every worker has so much more to do, the living do what the dead would have done.
+
+        Raises:
+            UsageError: it would be shorter.
+        """
+        if steps < self.steps:
+            what = f"a run by messages of {self.steps} steps cannot be made shorter ({steps} steps): its workers have been told what to do"
+            raise UsageError(what, then="a new run")
         living = [w.index for w in self.workers if w.index not in self.dead]
         for worker in self.workers:
             worker.stopped = False
             worker.portions_limit = steps * len(self.workers)
+            for share in worker.pending:
+                self.coverage.reopen(share)
             more = Deal([(worker.index, self.steps, steps)])
             for heir, sources in inherit(more, (), [worker.index] if worker.index in living else living).items():
-                self.workers[heir].deal.extend(sources)
+                if sources and self.rule.batch is None:
+                    self.workers[heir].take_over(sources)
         self.steps = steps
         for k in sorted(self._finished - self.dead):
             self._finished.discard(k)
@@ -205,8 +237,12 @@ class Simulation:
         while k not in self.dead and k not in self._frozen:
             match worker.wants:
                 case "batch":
-                    seconds = self.timing.idle if worker.share() is None else self._duration(worker)
-                    self._busy.add(k)
+                    if worker.share() is None:
+                        seconds = self.timing.idle
+                        self._idle.add(k)
+                    else:
+                        seconds = self._duration(worker)
+                        self._busy.add(k)
                     self._since[k] = self.now
                     self._at(self.now + seconds, "computed", k, None)
                     return
@@ -225,7 +261,6 @@ class Simulation:
                     self.account.waiting[k] += self.now - since
                     self._span(f"worker {k}", "wait", since, self.now)
                     self._parts.pop((k, worker.awaiting[0]))
-                    self._sent.pop((k, worker.awaiting[0]), None)
                     worker.answer([replies[s] for s in range(len(self.shards))])
                     self._collect(worker)
                 case "done":
@@ -247,10 +282,15 @@ class Simulation:
             return
         worker = self.workers[k]
         self._busy.discard(k)
+        self._idle.discard(k)
         share = worker.share()
         if share is None:
             worker.idle()
+            self._idled = 0 if self._busy or self._frozen or self.dead != self._noticed else self._idled + 1
+            if self._idled > _STILL * len(self.workers):
+                raise self._still("the server has no data for any worker")
         else:
+            self._idled = 0
             self.losses.append(worker.evaluate(self.data(share)))
             self.account.batches[k] += 1
             if self.rule.peers:  # its own parameters have it; there is nobody else to apply it
@@ -260,15 +300,17 @@ class Simulation:
             self.account.compute[k] += self.now - self._since[k]
         self._span(f"worker {k}", "compute" if share is not None else "wait", self._since[k], self.now)
         self._go_on(worker)
-        if self.rule.warm and k == 0 and worker.t == self.rule.warm * self.program.workers:
-            for other in self.workers[1:]:
-                self._join(other)
+        if self._alone and k == 0 and worker.t == min(self.rule.warm, self.steps) * self.program.workers:
+            self._join()
 
-    def _join(self, worker: Worker) -> None:
-        """A worker begins at the server's present parameters."""
-        slices, clocks = zip(*(shard.welcome(worker.index) for shard in self.shards), strict=True)
-        worker.join(list(slices), list(clocks))
-        self._go_on(worker)
+    def _join(self) -> None:
+        """The steps that worker 0 does alone are done (or it is dead): the others begin at the server's present parameters."""
+        self._alone = False
+        for worker in self.workers[1:]:
+            if worker.index not in self.dead:
+                slices, clocks = zip(*(shard.welcome(worker.index) for shard in self.shards), strict=True)
+                worker.join(list(slices), list(clocks))
+                self._go_on(worker)
 
     def _deliver(self, worker: Worker) -> None:
         """Hand over what peers have sent."""
@@ -288,7 +330,8 @@ class Simulation:
     def _post(self, message: Message) -> None:
         """Put a message on its way."""
         k, timing = message.source, self.timing
-        size = sum(leaf.nbytes for part in message.parts for leaf in part)
+        sizes = [sum(leaf.nbytes for leaf in part) if message.push else 0 for part in message.parts]  # a fetch is a header
+        size = sum(sizes)
         self.account.messages[k] += 1
         self.account.bytes[k] += size
         if message.to != SERVER:
@@ -301,12 +344,11 @@ class Simulation:
                     held = timing.latency
             self._at(self._arrival(message, 0, size) + held, "peer", message.to, message)
             return
-        self._sent[k, message.sequence] = message
-        if self.rule.order == "all":
-            self._at(self._arrival(message, 0, size), "arrive", 0, (k, message.sequence))
-        else:
-            for shard, part in enumerate(message.parts):
-                self._at(self._arrival(message, shard, sum(leaf.nbytes for leaf in part)), "arrive", shard, (k, message.sequence))
+        self._sent[k, message.sequence], self._left[k, message.sequence] = message, len(self.shards)
+        for shard, part in enumerate([size] if self.rule.order == "all" else sizes):
+            time = max(self._arrival(message, shard, part), self._reached.get((k, shard), 0.0))
+            self._reached[k, shard] = time
+            self._at(time, "arrive", shard, (k, message.sequence))
 
     def _arrival(self, message: Message, shard: int, size: int) -> float:
         timing = self.timing
@@ -336,7 +378,7 @@ class Simulation:
 
     def _live(self) -> int:
         """Workers that may still send."""
-        return len(self.workers) - len(self.dead | self._finished)
+        return len(self.workers) - len(self._noticed) - len(self._finished)  # which have no member in common
 
     def _serve_ready(self) -> None:
         """Serve while there is enough to serve."""
@@ -357,9 +399,13 @@ class Simulation:
 
     def _served(self, shard: Shard, served: Served) -> None:
         """Account for what a shard did, and send its answers."""
-        if shard.index == 0:
-            for fate in served.fates:
+        for fate in served.fates:
+            if shard.index == 0:
                 self._note_fate(fate)
+            key = fate.source, fate.sequence
+            self._left[key] -= 1
+            if self._left[key] == 0:
+                del self._left[key], self._sent[key]
         for reply in served.replies:
             if reply.to in self.dead:
                 continue
@@ -376,8 +422,6 @@ class Simulation:
             self.account.late[fate.source] += 1
             for share in fate.shares:
                 self.coverage.mark(share, LATE)
-        if not self._sent[fate.source, fate.sequence].fetch:
-            self._sent.pop((fate.source, fate.sequence))
 
     def _apply(self, k: int, shares: Iterable[Share]) -> None:
         """The results of shares have been consumed."""
@@ -402,40 +446,60 @@ class Simulation:
 
     def _on_failure(self, number: int, _what: Any) -> None:
         failure = self.failures[number]
-        name = "server" if failure.kind == "server" else f"worker {failure.index}"
-        self._span(name, "failure", self.now, self.now + max(failure.seconds, self.timing.detection))
+        name = "server" if failure.kind == "server" else f"worker {failure.worker}"
+        self._span(name, "failure", self.now, self.now + (failure.seconds if failure.kind == "stop" else self.timing.detection))
         if failure.kind == "stop":
-            self._frozen[failure.index] = self.now + failure.seconds
-            self._at(self.now + failure.seconds, "thaw", failure.index, None)
-        elif failure.kind == "kill" and failure.index not in self.dead:
-            self.dead.add(failure.index)
-            self._busy.discard(failure.index)
-            self._parked.pop(failure.index, None)
-            self._at(self.now + self.timing.detection, "death", failure.index, None)
+            until = max(self.now + failure.seconds, self._frozen.get(failure.worker, 0.0))
+            self._frozen[failure.worker] = until
+            self._at(until, "thaw", failure.worker, None)
+        elif failure.kind == "kill" and failure.worker not in self.dead:
+            self.dead.add(failure.worker)
+            self._halt(failure.worker)
+            self._at(self.now + self.timing.detection, "death", failure.worker, None)
         elif failure.kind == "server":
             self._roll_back()
 
     def _on_thaw(self, k: int, _what: Any) -> None:
-        if self._frozen.get(k, 0.0) <= self.now and k not in self._busy:
-            self._frozen.pop(k, None)
+        if self._frozen.get(k, 0.0) > self.now:  # stopped once more meanwhile
+            return
+        self._frozen.pop(k, None)
+        if k not in self._busy and k not in self._idle and not (self._alone and k):
             self._go_on(self.workers[k])
-        else:
-            self._frozen.pop(k, None)
+
+    def _halt(self, k: int) -> None:
+        """A worker that is dead does nothing more."""
+        self._busy.discard(k)
+        self._idle.discard(k)
+        self._parked.pop(k, None)
 
     def _on_death(self, k: int, _what: Any) -> None:
         """The death is noticed: what the worker had left, and what it had sent and nobody served, goes to the others."""
         worker = self.workers[k]
-        sent = [message for (source, _), message in sorted(self._sent.items()) if source == k]
+        self._noticed.add(k)
+        self._finished.discard(k)
+        # What no shard has served is forgotten; what some have, the others serve when it reaches them.
+        sent = [self._sent[key] for key in sorted(self._sent) if key[0] == k and self._left[key] == len(self.shards)]
         unserved: list[Share] = [share for message in sent for share in message.shares if self.coverage.is_open(share)]
         for message in sent:
-            del self._sent[k, message.sequence]
+            del self._sent[k, message.sequence], self._left[k, message.sequence]
         for shard in self.shards:
             shard.forget(k)
         heirs = [w for w in self.workers if w.index not in self.dead]
         if not heirs:
             raise RunFailed(f"no worker is left at {self.now:.3f} s of virtual time", then="a schedule of failures that leaves one")
-        inherited = inherit(worker.deal, [*worker.unfinished(), *unserved], [w.index for w in heirs])
+        if self.rule.batch is None:  # else the server hands out what the dead had
+            self._redeal(worker, unserved, heirs)
         worker.pending = []
+        if self._alone and k == 0:
+            self._join()
+        self._settle()
+
+    def _redeal(self, worker: Worker, unserved: list[Share], heirs: list[Worker]) -> None:
+        """The shares of a dead worker go to the others."""
+        again = [*worker.unfinished(), *unserved]
+        self.done -= len(again)  # they were computed, and will be once more
+        inherited = inherit(worker.deal, again, [w.index for w in heirs])
+        worker.deal = Deal([])
         for heir in heirs:
             sources = inherited[heir.index]
             for source in sources:
@@ -446,7 +510,6 @@ class Simulation:
                 if heir.index in self._finished:
                     self._finished.remove(heir.index)
                     self._go_on(heir)
-        self._settle()
 
     def _roll_back(self) -> None:
         """The server dies: everybody goes back to the last checkpoint; what was applied since is lost with it, and dealt once more."""
@@ -468,31 +531,45 @@ class Simulation:
             self._at(max(time, now), kind, actor, what)
         for k in sorted(dead - self.dead):
             self.dead.add(k)
+            self._halt(k)
             self._at(now, "death", k, None)
 
     # The whole state.
 
     def remember(self) -> None:
-        """Keep the present state as the checkpoint to which a dead server goes back."""
+        """Keep the present state as the checkpoint to which a dead server goes back, if one is still to die."""
+        if not self._server_will_die():
+            self._saved = None
+            return
         document, arrays = self.take()
+        document.pop("saved", None)
         tables = {epoch: table.copy() for epoch, table in self.coverage.epochs.items()}
         self._saved = {"document": document, "arrays": arrays, "tables": tables, "sizes": self.journals.sizes()}
 
     def take(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-        """The state between two events: a JSON document and arrays. The coverage is its owner's to keep."""
+        """The state between two events: a JSON document and arrays. The coverage is its owner's to keep.
+
+        While a server is still to die, the checkpoint to which it will go back is a part of it.
+        """
         arrays: dict[str, np.ndarray] = {}
         names = (
             "now",
             "done",
             "losses",
             "dead",
+            "_noticed",
             "_heap",
             "_count",
             "_sent",
+            "_left",
+            "_reached",
             "_parts",
             "_inbox",
             "_parked",
             "_busy",
+            "_idle",
+            "_idled",
+            "_alone",
             "_finished",
             "_since",
             "_frozen",
@@ -503,17 +580,24 @@ class Simulation:
         document["workers"] = [freeze(worker.frozen(), arrays) for worker in self.workers]
         document["shards"] = [freeze(shard.frozen(), arrays) for shard in self.shards]
         document["account"] = freeze(self.account.arrays(), arrays)
+        if self._saved is not None and self._server_will_die():
+            document["saved"] = freeze(self._saved, arrays)
         return document, arrays
+
+    def _server_will_die(self) -> bool:
+        return any(event[2] == "failure" and self.failures[event[3]].kind == "server" for event in self._heap)
 
     def put(self, document: dict[str, Any], arrays: dict[str, np.ndarray], tables: dict[int, np.ndarray], shift: float = 0.0) -> None:
         """Back to a state that `take` took, `shift` seconds later."""
-        held = {name: thaw(value, arrays) for name, value in document.items() if name not in ("workers", "shards", "account")}
+        held = {name: thaw(value, arrays) for name, value in document.items() if name not in ("workers", "shards", "account", "saved")}
         for name, value in held.items():
-            setattr(self, name, set(value) if name in ("dead", "_busy", "_finished") else value)
+            setattr(self, name, set(value) if name in ("dead", "_noticed", "_busy", "_idle", "_finished") else value)
+        if "saved" in document:
+            self._saved = thaw(document["saved"], arrays)
         self.now += shift
         self._heap = [(time + shift, *rest) for time, *rest in (tuple(event) for event in held["_heap"])]
         heapq.heapify(self._heap)
-        for name in ("_parked", "_since", "_frozen"):
+        for name in ("_parked", "_since", "_frozen", "_reached"):
             setattr(self, name, {k: time + shift for k, time in getattr(self, name).items()})
         self._free = [time + shift for time in self._free]
         for worker, content in zip(self.workers, document["workers"], strict=True):
@@ -522,3 +606,15 @@ class Simulation:
             shard.thawed(thaw(content, arrays))
         self.account.restore(thaw(document["account"], arrays))
         self.coverage.epochs = {epoch: table.copy() for epoch, table in tables.items()}
+
+
+def _check(failures: tuple[Failure, ...], program: Program) -> None:
+    """Refuse a schedule that cannot happen."""
+    for failure in failures:
+        if failure.kind == "server" and program.strategy.peers:
+            raise UsageError("a failure of the server: this strategy has none", then="kill:WORKER@TIME or stop:WORKER@TIME+SECONDS")
+        if failure.kind != "server" and not 0 <= failure.worker < program.workers:
+            what = f"a failure of worker {failure.worker}: the run has {program.workers} worker(s)"
+            raise UsageError(what, near=[str(program.workers - 1)], then=f"a worker from 0 to {program.workers - 1}")
+    if program.workers <= len({failure.worker for failure in failures if failure.kind == "kill"}):
+        raise UsageError("the schedule of failures kills every worker", then="a schedule that leaves one")
