@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -35,16 +35,19 @@ def there_and_back(x: np.ndarray, wire: Wire) -> np.ndarray:
     return np.asarray(DECODE(ENCODE(jnp.asarray(x), wire)))
 
 
+@settings(max_examples=20)
 @given(floats(-126, 128))
 def test_float32_is_exact(x: np.ndarray) -> None:
     assert there_and_back(x, "float32").tobytes() == x.tobytes()
 
 
+@settings(max_examples=20)
 @given(floats(-126, 127))
 def test_bfloat16_rounds_to_eight_bits(x: np.ndarray) -> None:
     assert (np.abs(there_and_back(x, "bfloat16").astype(np.float64) - x) <= np.abs(x.astype(np.float64)) * 2.0**-8).all()
 
 
+@settings(max_examples=20)
 @given(floats(-40, 16))
 @example(np.full(LENGTH, 2.0**-24, np.float32))
 @example(np.full(LENGTH, 65504, np.float32))
@@ -53,6 +56,7 @@ def test_float16_is_numpys_up_to_its_largest(x: np.ndarray) -> None:
     np.testing.assert_array_equal(there_and_back(x, "float16"), want)
 
 
+@settings(max_examples=20)
 @given(floats(-110, 127))
 @example(np.full(LENGTH, 127, np.float32))
 @example(np.full(LENGTH, np.nextafter(np.float32(127), np.float32(200))))
@@ -96,6 +100,7 @@ def test_blocks_do_not_see_each_other() -> None:
 
 
 @pytest.mark.parametrize("wire", get_args(Wire))
+@settings(max_examples=20)
 @given(x=floats(-126, 128))
 def test_what_was_decoded_encodes_to_itself(wire: Wire, x: np.ndarray) -> None:
     once = there_and_back(x, wire)
@@ -103,6 +108,7 @@ def test_what_was_decoded_encodes_to_itself(wire: Wire, x: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("wire", get_args(Wire))
+@settings(max_examples=20)
 @given(x=floats(-10, 10), bad=st.lists(st.sampled_from([np.nan, np.inf, -np.inf]), min_size=1, max_size=5), at=st.integers(0, LENGTH - 5))
 def test_not_finite_stays_not_finite_and_disturbs_nobody(wire: Wire, x: np.ndarray, bad: list[float], at: int) -> None:
     x[at : at + len(bad)] = bad

@@ -52,7 +52,7 @@ def serial() -> np.ndarray:
     return x
 
 
-@settings(max_examples=10)
+@settings(max_examples=5)
 @given(st.permutations([k for k in range(N) for _ in range(STEPS)]), st.booleans(), st.sampled_from([1, 2]))
 def test_disjoint_supports_are_serial_in_any_interleaving(order: list[int], as_sparse: bool, shards: int) -> None:
     d = Drive(RULE, START, sparse if as_sparse else dense, N, shards).run(order)
