@@ -39,7 +39,9 @@ from hlt_train.transports.simulate import Failure, Simulation, Timing
 from hlt_train.transports.stragglers import factor
 from hlt_train.validation import Validator
 
-__all__ = ["Fleet", "digest", "make_program", "overlapped"]
+__all__ = ["RESULTS", "Fleet", "digest", "make_program", "overlapped"]
+
+RESULTS = ("transport.json", "coverage.json", "timeline.json")  # written when a run is finished
 
 
 def overlapped(strategy: Strategy, *, overlap: bool) -> Strategy:
@@ -123,6 +125,7 @@ class Fleet:
         )
         self.validate = Validator(task.losses, task.validation, mesh, resident=self.resident)
         self._learning_rate = jax.jit(learning_rate)
+        self._wire = [0, 0.0]  # bodies that crossed in a narrower number format, the sum of their relative errors
         self.record = Record(plan, task.train.steps_per_epoch, run, progress, self.weights, self._state)
 
     @property
@@ -134,14 +137,16 @@ class Fleet:
         """The network's parameters, host arrays."""
         return jax.device_get(self._unravel(self.simulation.params()))
 
-    def _state(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    def _state(self) -> tuple[dict[str, np.ndarray], dict[str, Any], None]:
         document, arrays = self.simulation.take()
-        tables = {f"coverage{epoch}": table for epoch, table in self.coverage.epochs.items()}
-        more = {"simulation": document, "coverage": self.coverage.document(), "journals": self.journals.sizes()}
-        return {**arrays, **tables}, more
+        tables = {f"coverage{epoch}": table.copy() for epoch, table in self.coverage.epochs.items()}
+        more = {"simulation": document, "coverage": self.coverage.document(), "journals": self.journals.sizes(), "wire": list(self._wire)}
+        return {**arrays, **tables}, more, None
 
     def restore(self, *, extended: bool) -> None:
-        """Continue at LAST; before the first checkpoint that is the beginning. `extended`: the run got a later end."""
+        """Continue at LAST; before the first checkpoint that is the beginning. `extended`: the run got a later end (or an earlier one)."""
+        for name in RESULTS:  # of the end that the run had before
+            (self.record.run.path / name).unlink(missing_ok=True)
         document = self.record.restore(extended=extended)
         if document is None:
             self.journals.cut(self.journals.headers())
@@ -151,7 +156,8 @@ class Fleet:
         self.coverage.restore(tables, document["coverage"])
         self.simulation.put(document["simulation"], arrays, tables)
         self.journals.cut(document["journals"])
-        if extended:
+        self._wire = document["wire"]
+        if extended and self.plan.steps > self.simulation.steps:
             self.simulation.extend(self.plan.steps)
 
     def train(self) -> dict[str, Any]:
@@ -165,6 +171,7 @@ class Fleet:
         with StopRequest() as stop:
             while not self.record.over():
                 self._epoch(stop)
+        self._end()
         if self.tally.step > first:
             self.record.save()
         self._finish()
@@ -181,32 +188,41 @@ class Fleet:
             target = min(end, (tally.step // self.plan.log_every + 1) * self.plan.log_every)
             self.simulation.advance(target * n)
             if target == self.plan.steps:
-                self.simulation.drain()
+                self._end()
+            before = tally.step
             self._settle(target)
             self.record.show(epoch, (tally.step - start) * self.task.batch / max(time.monotonic() - began, 1e-9), f", {self.simulation.now:.4g} s virtual")
             every = self.plan.checkpoint_every
-            due = every is not None and tally.step // every > (target - self.plan.log_every) // every
-            if tally.step < end and (due or stop.received):
-                self.record.save()
+            if tally.step < end and every is not None and tally.step // every > before // every:
                 self.simulation.remember()
+                self.record.save()
+            if tally.step < end and stop.received:  # a dead server does not go back to this one, which an undisturbed run would not have
+                self.record.save()
                 self.record.leave_if(stop)
-        self._end_of_epoch(epoch, start, time.monotonic() - began)
         self.simulation.remember()
-        if self.tally.stopped_early:
-            self.simulation.stop()
-            self.simulation.drain()
+        self._end_of_epoch(epoch, start, time.monotonic() - began)
         if stop.received and not self.record.over():
             self.record.save()
             self.record.leave_if(stop)
 
+    def _end(self) -> None:
+        """No further batch; what is under way arrives. Once more, it does nothing."""
+        if self.tally.stopped_early or self.simulation.steps > self.plan.steps:
+            self.simulation.stop()
+        self.simulation.drain()
+
     def _settle(self, step: int) -> None:
-        """Account for the batches since the last time."""
+        """Account for the batches since the last time. The mean loss stands for the steps, however often a share was done (after a death) or not (late)."""
         tally, losses = self.tally, self.simulation.losses
         found = np.asarray(losses, np.float64)
         if not np.isfinite(found).all():
             self.record.diverged(tally.step + 1 + int(np.argmin(np.isfinite(found))) // self.workers)
         rows = self._rows(tally.step, step)
-        tally.epoch_loss += float(found.sum()) / self.workers
+        if len(found):
+            tally.epoch_loss += float(found.mean()) * (step - tally.step)
+        errors = self.simulation.program.wire_errors
+        self._wire = [self._wire[0] + len(errors), self._wire[1] + sum(errors)]
+        errors.clear()
         tally.interval_loss += float(found.sum())
         tally.interval_rows += len(found)
         tally.step = step
@@ -257,14 +273,16 @@ class Fleet:
     def _finish(self) -> None:
         """Write what is known only at the end."""
         run, simulation = self.record.run, self.simulation
-        write_document(run.path / "coverage.json", "hlt-train/coverage", 1, certificate(self.coverage, self.shares, identities(self.dataset), self.tally.step))
+        portions = simulation.rule.batch is not None
+        covered = certificate(self.coverage, self.shares, identities(self.dataset), self.tally.step, portions=portions)
+        write_document(run.path / "coverage.json", "hlt-train/coverage", 1, covered)
         digests = {
             "params": hashlib.sha256(simulation.params().tobytes()).hexdigest(),
             "workers": {str(w.index): digest(w.state) for w in simulation.workers if w.index not in simulation.dead},
             "shards": [digest(s.state) for s in simulation.shards],
         }
-        errors = simulation.program.wire_errors
-        wire = {"format": self.options.wire, "messages": len(errors), "relative_error": float(np.mean(errors)) if errors else 0.0}
+        coded, error = self._wire
+        wire = {"format": self.options.wire, "messages": coded, "relative_error": error / coded if coded else 0.0}
         content = {"transport": "simulate", "virtual_seconds": simulation.now, **simulation.account.document(), "wire": wire, "digests": digests}
         write_document(run.path / "transport.json", "hlt-train/transport", 1, content)
         if self.options.timeline:

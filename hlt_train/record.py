@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jax
@@ -51,7 +52,7 @@ class Record:
         run: None for a trial that writes nothing.
         progress: where to say how far it is.
         weights: the parameters to validate, as the network's pytree of host arrays.
-        state: (trainer's arrays, more of the checkpoint's document).
+        state: (trainer's arrays, more of the checkpoint's document, a folder of states that others wrote).
     """
 
     def __init__(
@@ -61,7 +62,7 @@ class Record:
         run: Run | None,
         progress: Progress,
         weights: Callable[[], Params],
-        state: Callable[[], tuple[Any, dict[str, Any]]],
+        state: Callable[[], tuple[Any, dict[str, Any], Path | None]],
     ) -> None:
         self.plan, self.steps_per_epoch, self.progress = plan, steps_per_epoch, progress
         self._run, self._weights, self._state = run, weights, state
@@ -117,7 +118,18 @@ class Record:
         return round(sum(rows for rows, _ in counted) / sum(seconds for _, seconds in counted), 1) if counted else None
 
     def end_of_epoch(
-        self, epoch: int, figures: dict[str, float], *, rows: int, loss: float, whole: bool, rate: float, speed: tuple[float, float], began: float, **more: Any
+        self,
+        epoch: int,
+        figures: dict[str, float],
+        *,
+        rows: int,
+        loss: float,
+        whole: bool,
+        rate: float,
+        speed: tuple[float, float],
+        began: float,
+        saving: bool = True,
+        **more: Any,
     ) -> None:
         """A validation has been done: decide whether it is the best, write the line, and save when it is time.
 
@@ -130,6 +142,7 @@ class Record:
             rate: learning rate of its last step.
             speed: (rows, seconds) of this process in this epoch.
             began: `time.monotonic()` when the validation began.
+            saving: write a checkpoint when it is time; otherwise the caller does.
             more: further keys of the line.
         """
         tally = self.tally
@@ -164,6 +177,8 @@ class Record:
         text = ", ".join(f"{name} {value:.5g}" for name, value in figures.items())
         self.run.log(f"epoch {epoch + 1} step {tally.step}: loss {line['loss']:.5g}, validation {text}{' (best)' if best else ''}")
         every = self.plan.checkpoint_every
+        if not saving:
+            return
         if (every is not None and tally.step % every == 0) or (every is None and time.monotonic() - self._saved > BREATH):
             self.save()
 
@@ -172,7 +187,7 @@ class Record:
         weights = self._weights()
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights)):
             self.diverged(self.tally.step)
-        state, more = self._state()
+        state, more, actors = self._state()
         document = {
             "step": self.tally.step,
             "epoch": self.tally.step // self.steps_per_epoch,
@@ -181,7 +196,7 @@ class Record:
             "metrics_bytes": self.run.metrics_size(),
             **more,
         }
-        return Snapshot(weights, state, document)
+        return Snapshot(weights, state, document, actors)
 
     def save(self) -> None:
         """Write the best state if it is not on disk yet, and the present one; move LAST, then BEST; remove what is no longer kept."""

@@ -47,7 +47,7 @@ class Trainer:
         self.lockstep = Lockstep(strategy, mesh, gradient_of(task), self.feed.select, seed=plan.seed, steps=steps)
         self.validate = Validator(task.losses, task.validation, mesh, resident=self.resident)
         self.carry: Carry = self.lockstep.init(task.params)
-        self.record = Record(plan, task.train.steps_per_epoch, run, progress, self._weights, lambda: (self.lockstep.host(self.carry), {}))
+        self.record = Record(plan, task.train.steps_per_epoch, run, progress, self._weights, lambda: (self.lockstep.host(self.carry), {}, None))
         self._noted = False
 
     @property

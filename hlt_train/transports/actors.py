@@ -9,7 +9,7 @@ interval is hidden behind the computation of the next, and the staleness stays b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -184,9 +184,17 @@ class Worker:
         self.note({"t": self.t, "takes over": [list(s) for s in sources]})
         self.deal.extend(sources)
 
-    def join(self, slices: list[np.ndarray], clocks: list[int]) -> None:
-        """Begin at the server's present parameters: after the steps that worker 0 did alone, or in the place of a worker that died."""
-        self.note({"joins": clocks})
+    def join(self, slices: Sequence[np.ndarray], clocks: Sequence[int], fresh: Sequence[int] | None = None) -> None:
+        """Begin at the server's present parameters: after the steps that worker 0 did alone, or in the place of a worker that died.
+
+        fresh: of a replacement: (batches done by its predecessor, first number of its messages).
+        """
+        if fresh is None:
+            self.note({"joins": list(clocks)})
+        else:
+            self.note({"joins": list(clocks), "fresh": list(fresh), "deal": self.deal.document()})
+            self.t, self.sequence = fresh
+            self.number, self.awaiting, self.pending, self.lost = -1, None, [], []
         self.state = self.program.worker(self.index, np.concatenate(slices))
         self.clock = np.array(clocks, np.int64)
 

@@ -48,7 +48,7 @@ class Replay:
         self.workers = {k: Worker(program, k, deals[k], portions_limit=portions) for k in workers}
         self.shards = [Shard(program, k) for k in range(len(shards))]
         self._lines = {k: deque(lines) for k, lines in workers.items()}
-        self._needed = _last_needed(workers, shards)
+        self._needed = _consumed(workers, shards)
         self._served = [deque(lines) for lines in shards]
         self._sent: dict[tuple[int, int], Message] = {}
         self._uses: dict[tuple[int, int], int] = {}  # how many shards (or peers) have still to consume a message
@@ -116,24 +116,32 @@ class Replay:
 
     def _without_log(self, worker: Worker) -> bool:
         """Beyond its last line (it was killed) a worker consumed nothing more, but may have sent what somebody consumed."""
-        return worker.sequence <= self._needed.get(worker.index, -1) and self._towards(worker)
+        return worker.sequence <= max(self._needed.get(worker.index, ()), default=-1) and self._towards(worker)
 
     def _event(self, worker: Worker, line: dict[str, Any]) -> bool:
         lines = self._lines[worker.index]
         if worker.t < line.get("t", 0) or ("ends" in line and worker.wants == "exchange"):
             return self._towards(worker)
-        if "deal" in line:
-            worker.deal = Deal(line["deal"])
-        elif "joins" in line:
+        if "joins" in line:
+            if "fresh" in line and worker.sequence <= self._last_before(worker.index, line["fresh"][1]):
+                return self._towards(worker)  # what the predecessor had sent before it died
             waiting = self._welcomes[worker.index]
             if not all(waiting):
                 return False
             welcomes = [queue.popleft() for queue in waiting]
-            worker.join([part for part, _ in welcomes], [clock for _, clock in welcomes])
+            if "fresh" in line:
+                worker.deal = Deal(line["deal"])
+            worker.join([part for part, _ in welcomes], [clock for _, clock in welcomes], line.get("fresh"))
+        elif "deal" in line:
+            worker.deal = Deal(line["deal"])
         elif "takes over" in line:
             worker.take_over(line["takes over"])
         lines.popleft()
         return True
+
+    def _last_before(self, worker: int, sequence: int) -> int:
+        """The last message of a worker below `sequence` that anybody consumed."""
+        return max((number for number in self._needed.get(worker, ()) if number < sequence), default=-1)
 
     def _towards(self, worker: Worker) -> bool:
         """Go on without consuming anything."""
@@ -226,12 +234,12 @@ class Replay:
             self._parts.setdefault((reply.to, reply.sequence), {})[reply.shard] = reply
 
 
-def _last_needed(workers: Mapping[int, Sequence[Any]], shards: Sequence[Sequence[Any]]) -> dict[int, int]:
-    """Worker -> the last of its messages that anybody consumed."""
-    needed: dict[int, int] = {}
+def _consumed(workers: Mapping[int, Sequence[Any]], shards: Sequence[Sequence[Any]]) -> dict[int, list[int]]:
+    """Worker -> those of its messages that anybody consumed, ascending."""
+    found: dict[int, set[int]] = {}
     pairs = [(line[1], line[2]) for lines in workers.values() for line in lines if isinstance(line, list)]
     for line in (line for lines in shards for line in lines):
         pairs += line if isinstance(line, list) else [line["late"]] if "late" in line else []
     for source, sequence in pairs:
-        needed[source] = max(needed.get(source, -1), sequence)
-    return needed
+        found.setdefault(source, set()).add(sequence)
+    return {source: sorted(sequences) for source, sequences in found.items()}

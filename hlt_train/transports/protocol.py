@@ -1,0 +1,100 @@
+"""What the processes of the mpi transport say to each other: one tag per kind of message, one contiguous buffer each.
+
+Headers begin with the number of the session: after a recovery everybody begins a new one, and what was under way in the old one is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from hlt_train.transports.dealing import Share
+from hlt_train.transports.program import Specs
+
+__all__ = ["WORDS", "Tag", "from_json", "join_shares", "pack", "size_of", "split_shares", "to_json", "unpack"]
+
+WORDS = 12  # of a header
+
+
+class Tag(IntEnum):
+    """Kinds of messages; the header after the session's number, and the payload."""
+
+    ROLE = 1  # clerk -> all: JSON, who is who and where to begin
+    PUSH = 2  # worker -> shard: sequence, point, push, fetch, clock, shares; shares then leaves
+    ANSWER = 3  # shard -> worker: sequence, shard, clock; leaves
+    PEER = 4  # worker -> worker: sequence, point, push; leaves
+    FATES = 5  # shard 0 -> clerk: int64 of (source, sequence, fate, staleness, shares, (step, owner)...)
+    REPORT = 6  # worker -> clerk: JSON
+    FINISHED = 7  # worker -> shards, clerk: t
+    ORDER = 8  # shard 0 -> other shards: kind (0 serve, 1 late); int64 of (source, sequence)
+    MEASURE = 9  # shard -> shard 0: bytes of the measure
+    TOTAL = 10  # shard 0 -> other shards: bytes of the sum
+    JOINS = 11  # worker -> shard
+    WELCOME = 12  # shard -> worker: shard, clock; slice
+    PARAMS = 13  # clerk -> shards (peers: workers): number of the request
+    VECTOR = 14  # shard (peer) -> clerk: number, index, clock; slice (a peer: its state)
+    PAUSE = 15  # clerk -> all: number, t at which to pause (-1: at once)
+    PAUSED = 16  # worker -> shards (peers: workers): number
+    SAVED = 17  # actor -> clerk: number, kind (0 worker, 1 shard), index
+    PASSED = 18  # worker -> clerk: number; it is beyond the point already
+    GO = 19  # clerk -> all: number
+    DEATH = 20  # clerk -> all: worker
+    FORGOTTEN = 21  # shard 0 -> clerk: worker
+    TAKEOVER = 22  # clerk -> worker: JSON, sources
+    RECOVER = 23  # clerk -> all: 1 if the dead are replaced
+    STOP = 24  # clerk -> workers: no further batch
+    END = 25  # clerk -> all: exit code; text
+    ERROR = 26  # anyone -> clerk: text
+
+
+def to_json(content: Any) -> np.ndarray:
+    """JSON as a payload."""
+    return np.frombuffer(json.dumps(content).encode(), np.uint8)
+
+
+def from_json(payload: np.ndarray) -> Any:
+    """The inverse of `to_json`."""
+    return json.loads(payload.tobytes())
+
+
+def size_of(specs: Specs) -> int:
+    """Bytes of a part; each array begins at a multiple of 8."""
+    return sum(-(-int(np.prod(shape)) * dtype.itemsize // 8) * 8 for shape, dtype in specs)
+
+
+def pack(part: Sequence[np.ndarray]) -> np.ndarray:
+    """A part as one contiguous buffer."""
+    arrays = [np.ascontiguousarray(leaf).reshape(-1).view(np.uint8) for leaf in part]
+    out = np.zeros(sum(-(-a.size // 8) * 8 for a in arrays), np.uint8)
+    place = 0
+    for a in arrays:
+        out[place : place + a.size] = a
+        place += -(-a.size // 8) * 8
+    return out
+
+
+def unpack(payload: np.ndarray, specs: Specs) -> tuple[np.ndarray, ...]:
+    """The arrays of a part; views into `payload`."""
+    parts = []
+    place = 0
+    for shape, dtype in specs:
+        size = int(np.prod(shape)) * dtype.itemsize
+        parts.append(payload[place : place + size].view(dtype).reshape(shape))
+        place += -(-size // 8) * 8
+    return tuple(parts)
+
+
+def join_shares(shares: Iterable[Share], rest: np.ndarray) -> np.ndarray:
+    """Shares in front of a buffer."""
+    head = np.array([number for share in shares for number in share], np.int64).view(np.uint8)
+    return np.concatenate([head, rest]) if head.size else rest
+
+
+def split_shares(payload: np.ndarray, count: int) -> tuple[tuple[Share, ...], np.ndarray]:
+    """The inverse of `join_shares`."""
+    pairs = payload[: 16 * count].view(np.int64).reshape(-1, 2)
+    return tuple((int(step), int(owner)) for step, owner in pairs), payload[16 * count :]
