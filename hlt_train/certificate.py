@@ -43,18 +43,30 @@ def set_hash(rows: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(rows[order], "<u8").tobytes(), digest_size=16).hexdigest()
 
 
-def certificate(coverage: Coverage, shares: Shares, identity: np.ndarray, steps: int) -> dict[str, Any]:
-    """The document: for each epoch of a run of `steps` steps, rows, shares and hash by class; `complete` says that the classes add up to the epoch."""
+def certificate(coverage: Coverage, shares: Shares, identity: np.ndarray, steps: int, *, portions: bool = False) -> dict[str, Any]:
+    """The document: for each epoch of a run of `steps` steps, rows, shares and hash by class; `complete` says that the classes add up to the epoch.
+
+    Args:
+        coverage: of the run.
+        shares: the data.
+        identity: uint64 `[rows, 2]` (see `identities`).
+        steps: of the run.
+        portions: the server handed the data out: an epoch is a round over the same portions.
+    """
     epochs = []
     spe = coverage.steps_per_epoch
+
+    def rows_of(step: int, owner: int) -> np.ndarray:
+        return shares.rows((step * coverage.workers + owner, -1) if portions else (step, owner))
+
     for epoch in range(-(-steps // spe)):
         last = min(spe, steps - epoch * spe)
         classes: dict[str, Any] = {}
         for code, name in enumerate(CLASSES):
             found = [(int(step), int(owner)) for step, owner in coverage.shares(epoch, code) if step - epoch * spe < last]
-            rows = np.concatenate([np.zeros(0, np.int64), *(shares.rows(share) for share in found)])
+            rows = np.concatenate([np.zeros(0, np.int64), *(rows_of(*share) for share in found)])
             classes[name] = {"shares": len(found), "rows": len(rows), "hash": set_hash(identity[rows])}
-        dealt = np.concatenate([shares.rows((epoch * spe + step, owner)) for step in range(last) for owner in range(coverage.workers)])
+        dealt = np.concatenate([rows_of(epoch * spe + step, owner) for step in range(last) for owner in range(coverage.workers)])
         total = sum(entry["rows"] for entry in classes.values())
         epochs.append(
             {

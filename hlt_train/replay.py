@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +78,16 @@ def replay(path: Path, *, inexact: bool = False, progress: Progress) -> dict[str
                 deals(options.workers, steps, strategy.warm),
                 {k: read(file_of(run.path, "worker", k)) for k in range(options.workers)},
                 [read(file_of(run.path, "shard", k)) for k in range(shards)],
-                steps * options.workers,
+                int(np.iinfo(np.int64).max),  # where portions are handed out the logs say which
             )
             began = time.monotonic()
             again.run()
     return _compared(again, recorded["digests"], str(run.path), time.monotonic() - began)
 
 
-def _compared(again: Replay, digests: dict[str, Any], where: str, seconds: float) -> dict[str, Any]:
-    found = {
-        "params": hashlib.sha256(np.ascontiguousarray(again.params()).tobytes()).hexdigest(),
+def _compared(again: Replay, digests: Mapping[str, Any], where: str, seconds: float) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        "params": hashlib.sha256(np.ascontiguousarray(again.params(map(int, digests["workers"]))).tobytes()).hexdigest(),
         "workers": {str(k): digest(w.state) for k, w in again.workers.items()},
         "shards": [digest(s.state) for s in again.shards],
     }
@@ -94,7 +95,7 @@ def _compared(again: Replay, digests: dict[str, Any], where: str, seconds: float
     differing += [f"shard {k}" for k, value in enumerate(digests["shards"]) if found["shards"][k] != value]
     differing += ["the parameters"] if found["params"] != digests["params"] else []
     if differing:
-        raise RunFailed(f"the replay differs from the recording: {', '.join(differing)}", where=where)
+        raise RunFailed(f"the replay differs from the recording: {', '.join(differing)}", where=where, then="the logs or the recording have been changed since")
     batches = sum(len(losses) for losses in again.losses.values())
     return {
         "run": where,

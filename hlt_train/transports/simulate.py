@@ -196,11 +196,10 @@ class Simulation:
         """The run is longer now: every worker has so much more to do, the living do what the dead would have done.
 
         Raises:
-            UsageError: it would be shorter.
+            ValueError: it would be shorter; `stop` ends it before.
         """
         if steps < self.steps:
-            what = f"a run by messages of {self.steps} steps cannot be made shorter ({steps} steps): its workers have been told what to do"
-            raise UsageError(what, then="a new run")
+            raise ValueError(f"a run of {self.steps} steps, extended to {steps}")
         living = [w.index for w in self.workers if w.index not in self.dead]
         for worker in self.workers:
             worker.stopped = False
@@ -554,6 +553,7 @@ class Simulation:
         arrays: dict[str, np.ndarray] = {}
         names = (
             "now",
+            "steps",
             "done",
             "losses",
             "dead",
