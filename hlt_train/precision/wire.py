@@ -13,7 +13,8 @@ A finite number beyond the largest of its format (for int8 127 * 2**121, 0.8 % b
 exchange that overflows goes on and is seen. What is not finite stays not finite: NaN and the infinities travel as they are, in int8 as code -128, which is
 decoded to NaN. They do not count for the scale.
 
-The functions are pure and deterministic: the same bits on every machine, whatever the length of the vector or its neighbours outside a block.
+The functions are pure and deterministic: no bit depends on how they are compiled, on the length of the vector, or on neighbours outside a block. Numbers below
+2**-126 may arrive as 0.
 """
 
 from __future__ import annotations
@@ -68,8 +69,9 @@ def decode(encoded: Encoded) -> jax.Array:
     if not isinstance(encoded, Blocks):
         return encoded.astype(jnp.float32)
     n = encoded.code.shape[0]
-    scale = jnp.repeat(_power(encoded.exponent.astype(jnp.int32)), BLOCK, total_repeat_length=encoded.exponent.shape[0] * BLOCK)[:n]
-    return jnp.where(encoded.code == NOT_FINITE, jnp.nan, encoded.code.astype(jnp.float32) * scale)
+    rows = jnp.pad(encoded.code, (0, -n % BLOCK)).reshape(-1, BLOCK)
+    numbers = jnp.where(rows == NOT_FINITE, jnp.nan, rows.astype(jnp.float32) * _power(encoded.exponent.astype(jnp.int32))[:, None])
+    return numbers.reshape(-1)[:n]
 
 
 def saturated(vector: jax.Array, wire: Wire) -> jax.Array:

@@ -98,7 +98,9 @@ def dogwild(setup: Setup, *, chunk: int = 374, fan: int = 8, momentum: float = 0
         x = ravel(params)
         none = jnp.zeros((), jnp.int32)
         due = jnp.zeros(chunks(x.size), jnp.bool_)
-        return Worker(params, jax.tree.map(jnp.zeros_like, params), x, due, none, none, none, jnp.asarray(info.index, jnp.int32))
+        w = Worker(params, jax.tree.map(jnp.zeros_like, params), x, due, none, none, none, jnp.asarray(info.index, jnp.int32))
+        apart: Worker = jax.tree.map(jnp.copy, w)  # no two leaves share a buffer: a transport may donate them
+        return apart
 
     def step(w: Worker, _loss: Scalar, grads: Grads) -> Worker:
         rate, mu = setup.rate(w.steps), jnp.where(w.steps < quiet, 0.0, momentum)

@@ -115,7 +115,9 @@ def sandblaster(setup: Setup, *, m: int = 10, first: float = 1.0, c1: float = 1e
         x = ravel(params)
         none, zero = jnp.zeros((), jnp.int32), jnp.zeros(())
         opened = (_exact.zero(x), _exact.zero(zero), jnp.zeros(portions, jnp.bool_), jnp.zeros(portions, jnp.int32), none + copies, none)
-        return Server(x, x, jnp.zeros_like(x), jnp.zeros((2 * m + 1, *x.shape)), none, zero, _line_search.start(0, 0, 0), *opened, round=none)
+        s = Server(x, x, jnp.zeros_like(x), jnp.zeros((2 * m + 1, *x.shape)), none, zero, _line_search.start(0, 0, 0), *opened, round=none)
+        apart: Server = jax.tree.map(jnp.copy, s)  # no two leaves share a buffer: a transport may donate them
+        return apart
 
     def counted(s: Server, messages: In) -> tuple[Bool, Array]:
         """Whether the message's portion is new in this round, and the portions that are then in."""

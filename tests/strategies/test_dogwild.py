@@ -159,9 +159,9 @@ def test_nothing_due_leaves_all_frames_to_the_stream() -> None:
     assert [(int(m.body[0]), m.to) for m in d.sent[4:]] == [(5, 2), (5, 0), (3, 2), (3, 0)]
 
 
-@pytest.mark.parametrize(("workers", "size"), [(2, 3), (5, 9)])
-def test_more_nodes_than_chunks(workers: int, size: int) -> None:
+def test_more_nodes_than_chunks() -> None:
     """Who is master of nothing sends differences only."""
+    workers, size = 5, 9
     made = rule(workers)
     d = Drive(made, START[:size], hops, workers)
     for _ in range(12):
@@ -178,11 +178,12 @@ def test_one_node_is_sgd_with_a_quiet_start() -> None:
     x, y = map(jnp.asarray, convex.data(20, 8))
     d = Drive(made, convex.START, lambda p, _k, i, key: convex.gradient(p, (x[i], y[i]), key)).run([0] * 20)
     assert not d.sent
-    params, velocity = jax.tree.map(jnp.asarray, convex.START), jax.tree.map(jnp.zeros_like, convex.START)
+    params, velocity = jax.tree.map(np.asarray, convex.START), jax.tree.map(np.zeros_like, convex.START)
+    gradient = jax.jit(jax.grad(convex.loss))
     for i in range(20):
-        g = jax.grad(convex.loss)(params, x[i], y[i])
-        velocity = jax.tree.map(lambda v, g, mu=0.9 * (i >= 6): mu * v - 0.05 * g, velocity, g)
-        params = jax.tree.map(jnp.add, params, velocity)
+        g = jax.device_get(gradient(params, x[i], y[i]))
+        velocity = jax.tree.map(lambda v, g, mu=0.9 * (i >= 6): (mu * v - 0.05 * g).astype(np.float32), velocity, g)
+        params = jax.tree.map(np.add, params, velocity)
     np.testing.assert_allclose(d.params()["w"], params["w"], rtol=1e-5)
 
 

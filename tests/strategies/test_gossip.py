@@ -94,9 +94,14 @@ def test_without_gossip_and_alone_it_is_the_optimiser(p: float) -> None:
     d = Drive(rule(p, workers, tx), START, towards_own_target, workers).run([0] * 12)
     assert not d.sent
     params, state = jax.tree.map(jnp.asarray, START), tx.init(START)
-    for _ in range(12):
+
+    @jax.jit
+    def step(params: Any, state: Any) -> Any:
         updates, state = tx.update(towards_own_target(params, 0, 0, None)[1], state, params)
-        params = optax.apply_updates(params, updates)
+        return optax.apply_updates(params, updates), state
+
+    for _ in range(12):
+        params, state = step(params, state)
     np.testing.assert_allclose(d.w[0].params["w"], params["w"], rtol=1e-5)
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hlt_train.strategies import In, Sparse
+from hlt_train.strategies import In, Info, Sparse
 from hlt_train.strategies._served import served
 from hlt_train.strategies.hogwild import hogwild
 from tests import convex
@@ -58,3 +58,14 @@ def test_sparse_bodies_and_their_shards(cuts: list[int]) -> None:
     want = sum(np.asarray(Sparse(body.index[k], body.value[k]).dense(12)) for k in (0, 2))[:9]
     parts = [SERVE(jnp.zeros(stop - start), messages(body.part(start, stop), push), ())[0] for start, stop in itertools.pairwise(cuts) if stop > start]
     np.testing.assert_array_equal(np.concatenate(parts), want)
+
+
+@pytest.mark.parametrize("name", ["sandblaster", "dogwild", "gossip", "hogwild"])
+def test_a_transport_may_donate_the_state(name: str) -> None:
+    """No two leaves share a buffer."""
+    rule = convex.strategy(name, workers=2)
+    params = jnp.arange(5.0)
+    info = Info(0, 2, jax.random.key(0))
+    for made in (rule.init_worker(params, info), rule.init_server(params, info)):
+        places = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(made)]
+        assert len(set(places)) == len(places)
