@@ -163,6 +163,8 @@ def _command(found: Mpiexec, ranks: int, fault_tolerant: bool) -> tuple[list[str
         return [str(found.path), "-n", str(ranks)], {}
     # Only self, sm and tcp: all that one machine needs. Opening the others costs a second at start.
     environment = {"OMPI_MCA_pml": "ob1", "OMPI_MCA_btl": "self,sm,tcp", "OMPI_MCA_osc": "sm,rdma"}
+    # Where a process may not read another's memory (some containers), a message travels in pieces and each waits for a nap to end: few and large ones.
+    environment["OMPI_MCA_btl_sm_max_send_size"] = "262144"
     if os.geteuid() == 0:
         environment |= {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     if found.major < 5:
