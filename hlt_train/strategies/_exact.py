@@ -3,7 +3,7 @@
 A float32 is an integer times 2**-149. Its binary digits are cut at fixed places into words of 13 bits, the same cuts for every number, and each word is added
 as an integer. Of the 22 words that an entry might need, only the three highest are kept: counted from the highest word that any term so far has reached. A
 larger term moves the window up and the lowest word is dropped, with all that was ever added to it; no carry ever passes between words. So what is kept at the
-end depends on the set of terms alone (Demmel and Nguyen 2013, "Fast reproducible floating-point summation", the idea of section 5, here in integers).
+end depends on the set of terms alone (Demmel and Nguyen 2013, "Fast reproducible floating-point summation", have the idea; here it is in integers).
 
 A term loses less than 2**-26 of the largest term, so the mean is off by less than 2**-24 of it. Up to 2**18 terms.
 A term that is not finite makes the sum NaN, whatever else was added before or after.

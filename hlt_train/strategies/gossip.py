@@ -1,4 +1,4 @@
-"""GoSGD (Blot, Picard, Cord, Thome 2016, "Gossip training for deep learning", algorithms 3 and 4), as Theano-MPI ran it.
+"""GoSGD (Blot, Picard, Cord, Thome 2016, "Gossip training for deep learning"), as Theano-MPI ran it.
 
 No server. Worker i holds parameters x_i and a weight a_i = 1/N. After a batch, with probability p, it draws another worker, halves its weight and sends
 (x_i, a_i). The receiver takes the mean of both by weight, and the sum of the weights:
