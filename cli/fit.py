@@ -94,28 +94,38 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     Without CARD: 40,000 toy jets, written under the run. The validation split is evaluated after every epoch; BEST is the epoch with the lowest loss.
     """
     from hlt_train.progress import Progress
+    from hlt_train.transports.launch import assign_gpu, launched
 
+    if launched() is not None:
+        assign_gpu()  # before jax is imported
     progress = Progress(quiet=options["quiet"])
-    if options["resume"] is not None:
-        result = _resume(ctx, progress)
-    else:
-        result = _fit(ctx, progress)
+    result = _fit(ctx, progress) if options["resume"] is None else _resume(ctx, progress)
     progress.close()
+    if result is None:  # the process that is the clerk says how the run ended
+        return
     emit(result, as_json=options["as_json"], text=_trial if options["dry_run"] else _summary)
 
 
-def _resume(ctx: click.Context, progress: Any) -> dict[str, Any]:
+def _resume(ctx: click.Context, progress: Any) -> dict[str, Any] | None:
     options = ctx.params
     extra = [p for p in ctx.params if p not in WITH_RESUME and ctx.get_parameter_source(p) == click.core.ParameterSource.COMMANDLINE]
     if extra:
         names = ", ".join(f"'{name.replace('_', '-')}'" for name in extra)
         raise UsageError(f"--resume continues the run as it is configured; it does not take {names}", then="a new --run with --config and --init-from")
+    from hlt_train.run import read_config
+
+    if read_config(options["resume"]).get("transport", {}).get("name") == "mpi":
+        import sys
+
+        from hlt_train.processes import resume_by_processes
+
+        return resume_by_processes(options["resume"], sys.argv, length=options["length"], inexact=options["inexact"], progress=progress)
     from hlt_train.fit import resume
 
     return resume(options["resume"], length=options["length"], inexact=options["inexact"], progress=progress)
 
 
-def _fit(ctx: click.Context, progress: Any) -> dict[str, Any]:
+def _fit(ctx: click.Context, progress: Any) -> dict[str, Any] | None:
     import tempfile
 
     from hlt_train.configuration import check, merge
@@ -141,6 +151,12 @@ def _fit(ctx: click.Context, progress: Any) -> dict[str, Any]:
     if options["dry_run"]:
         with tempfile.TemporaryDirectory() as scratch:
             return dry_run(config, Path(scratch), progress=progress)
+    if config.transport["name"] == "mpi":
+        import sys
+
+        from hlt_train.processes import fit_by_processes
+
+        return fit_by_processes(config, options["run"], sys.argv, progress=progress)
     return fit(config, options["run"], progress=progress)
 
 

@@ -326,7 +326,7 @@ class Clerk:
 
     def _advance(self) -> None:
         """Write metrics, and validate at the ends of epochs."""
-        barrier = self.rule.quorum <= 0 and not self.dead and self.rule.batch is None and not self.rule.peers
+        barrier = self._barrier()
         spe, plan, tally = self.work.steps_per_epoch, self.work.plan, self.record.tally
         alive = [k for k in self.role.workers if k not in self.dead]
         reached = min(self.t[k] for k in alive) if barrier else self._done() // self.n
@@ -341,6 +341,10 @@ class Clerk:
             self._ask_for_parameters()
         speed = (tally.step - self._epoch_start) * self.work.batch / max(time.monotonic() - self._epoch_began, 1e-9)
         self.record.show(self._ended_epoch, speed)
+
+    def _barrier(self) -> bool:
+        """Whether all workers do the same steps together, so that a step means the same for all."""
+        return self.rule.quorum <= 0 and not self.dead and self.rule.batch is None and not self.rule.peers
 
     def _ask_for_parameters(self) -> None:
         if self._asked is None:
@@ -374,7 +378,7 @@ class Clerk:
         tally, spe, epoch = self.record.tally, self.work.steps_per_epoch, self._ended_epoch
         began = time.monotonic()
         self._current = (tally.step, vector)
-        rows = self.work.rows(epoch * spe, tally.step)
+        rows = self.work.rows(min(epoch * spe, self._epoch_start), tally.step)
         seconds = max(began - self._epoch_began, 1e-9)
         self.record.end_of_epoch(
             epoch,
@@ -460,7 +464,7 @@ class Clerk:
         """The states of all actors are written: make them a checkpoint."""
         assert self._pausing is not None
         self._folder = self.run.path / "checkpoints" / f".actors-{self.role.session}-{self._pausing}"
-        if not self.rule.peers and self.rule.quorum <= 0 and self.rule.batch is None and not self.dead:
+        if self._barrier():
             reached = min(*(self.t[k] for k in self.role.workers), (self._ended_epoch + 1) * self.work.steps_per_epoch)
             if reached > self.record.tally.step:
                 self._settle(reached, exact=True)
@@ -567,13 +571,14 @@ class Clerk:
         digests = self._digests(folder)
         final = self.work.steps if not tally.stopped_early else max(tally.step, min(self.work.steps, self._done() // self.n))
         vector = self._stored_vector(folder)
-        barrier = self.rule.quorum <= 0 and not self.rule.peers
-        while tally.step < final or (self._ended_epoch * spe < final):
-            step = min((self._ended_epoch + 1) * spe, final)
+        exact = self._barrier()
+        while tally.step < final or self._ended_epoch * spe < final:
+            step = min((self._ended_epoch + 1) * spe, final) if exact else final
+            self._ended_epoch = self._ended_epoch if exact else -(-final // spe) - 1  # epochs that nobody had the time to validate have no line
             while tally.step < step:
-                self._settle(min((tally.step // self.work.plan.log_every + 1) * self.work.plan.log_every, step), exact=barrier and not self.dead)
-            exact = self._vector(-(self._ended_epoch + 1)) if barrier and step < final else None
-            self._end_epoch(vector if exact is None else exact)
+                self._settle(min((tally.step // self.work.plan.log_every + 1) * self.work.plan.log_every, step), exact=exact)
+            found = self._vector(-(self._ended_epoch + 1)) if exact and step < final else None
+            self._end_epoch(vector if found is None else found)
         self._current = (tally.step, vector)
         self._folder = folder
         self.record.save()

@@ -16,7 +16,7 @@ import numpy as np
 
 from hlt_train import checkpoints
 from hlt_train.clerk import Clerk, Work, cast
-from hlt_train.errors import HltTrainError, Interrupted, RunFailed
+from hlt_train.errors import HltTrainError, RunFailed
 from hlt_train.files import read_arrays, write_document
 from hlt_train.progress import Progress
 from hlt_train.run import Run
@@ -64,7 +64,8 @@ class Ranks:
         """Take part until the run ends. Returns the figures of the run on the rank that is the clerk at the end, None elsewhere.
 
         Raises:
-            HltTrainError: the run failed or was interrupted; everybody raises.
+            HltTrainError: the run failed or was interrupted, on the clerk, and where the failure happened.
+            SystemExit: with its code, on the other ranks.
         """
         self._extended = extended
         session = 0
@@ -177,17 +178,15 @@ class Ranks:
                 report_every=self.options.report_every,
             )
             try:
-                code, text = crew.run_session()
+                code, _text = crew.run_session()
             except Recovery:
                 raise
             except Exception as error:
                 self._tell(error)
                 raise
         self.post.flush(5.0)
-        if code == 130:
-            raise Interrupted(text)
-        if code:
-            raise RunFailed(text)
+        if code:  # the clerk says what happened
+            raise SystemExit(code)
 
     def _tell(self, error: Exception) -> None:
         """Tell the clerk what went wrong here; the traceback goes into the log."""

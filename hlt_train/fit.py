@@ -57,7 +57,10 @@ def cross_entropy(model: eqx.Module) -> Losses:
 
 
 def fit(config: FitConfig, path: Path, *, progress: Progress) -> dict[str, Any]:
-    """Train a new run in `path`. Returns its figures; raises `Interrupted` after saving when a signal comes."""
+    """Train a new run in `path`. Returns its figures; raises `Interrupted` after saving when a signal comes.
+
+    The transport mpi has its own way in: `processes.py`.
+    """
     devices.prepare(config.devices)
     mesh = devices.mesh(config.devices)
     check_new(path, option="--run")
@@ -89,6 +92,8 @@ def resume(path: Path, *, length: str | None = None, inexact: bool = False, prog
         if stored.get("verb") != "fit":
             raise UsageError(f"this run was made by '{stored.get('verb')}'", where=str(run.path), then=f"hlt-train {stored.get('verb')} --resume {path}")
         config = check(FitConfig, merge(stored, {} if length is None else {"for": length}), where=str(run.path / "config.yaml"))
+        if config.transport["name"] == "mpi":
+            raise UsageError("a run by processes is resumed by processes", where=str(run.path), then=f"hlt-train fit --resume {path}")
         old = run.provenance()
         devices.prepare(config.devices, old["environment"]["nproc"])
         mesh = devices.mesh(config.devices)

@@ -44,6 +44,7 @@ __all__ = [
     "options",
     "plain",
     "row_counts",
+    "sum_up",
     "train",
     "worker_count",
 ]
@@ -206,11 +207,15 @@ def train(ready: Prepared, mesh: Mesh, run: Run, progress: Progress, restore: Li
         trainer.restore(extended=restore == "extended")
         run.log(f"resumed at step {trainer.tally.step} of {ready.plan.steps}")
         progress(f"resumed at step {trainer.tally.step} of {ready.plan.steps}")
-    summary = trainer.train()
+    return sum_up(ready, run, progress, trainer.train(), resident=trainer.resident)
+
+
+def sum_up(ready: Prepared, run: Run, progress: Progress, summary: dict[str, Any], *, resident: bool) -> dict[str, Any]:
+    """The figures of a run that has ended, and the working points at BEST."""
     epochs = [line for line in run.metrics() if line["event"] == "epoch"]
     best = next(line for line in epochs if line["step"] == summary["best"]["step"])
     size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(ready.task.params))
-    figures = {"parameters": size, "rows": row_counts(ready.dataset), "resident": trainer.resident}
+    figures = {"parameters": size, "rows": row_counts(ready.dataset), "resident": resident}
     points = _working_points(ready, run, progress)
     return {"run": str(run.path), "model": ready.spec.name, **figures, **summary, "validation": best["validation"], "working_points": points}
 

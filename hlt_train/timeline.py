@@ -1,7 +1,7 @@
 """A timeline of what actors did, in the trace-event format that Perfetto (ui.perfetto.dev) and chrome://tracing open.
 
-One row per actor; a span per batch, wait, serve or failure. Spans are kept in memory and written at the end, at most `MOST` of them: the first and, once that is
-full, none, which the file says.
+One row per actor; a span per batch, wait, serve or failure. Spans are kept in memory and written at the end: the first `MOST` of them. The file says how many
+more there were.
 """
 
 from __future__ import annotations
