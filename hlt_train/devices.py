@@ -1,5 +1,8 @@
 """Devices: the environment that XLA reads before it starts, the (replica, model) mesh, and the one place that says pmap.
 
+The mesh spans the devices of all processes of a run (`cluster.py`). A process places data on its own devices only and sees only their results: the leading
+axis of what goes in and comes out has one slice per replica of this process, in the order of the mesh. `gathered` gives all of them to everyone.
+
 `prepare` must run before jax creates its backend. It sets `NPROC`, the size of XLA's thread pool, for two reasons: several virtual CPU devices deadlock in
 their first collective when the pool is too small, and the bits of a gradient depend on it. What was set is part of `environment()`, goes into the
 provenance of a run and is restored when the run is resumed.
@@ -7,6 +10,7 @@ provenance of a run and is restored when the run is resumed.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import platform
@@ -21,10 +25,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from hlt_train import __version__
+from hlt_train import __version__, cluster
 from hlt_train.errors import UsageError
 
-__all__ = ["AXIS", "cores", "differences", "environment", "memory", "mesh", "parallel", "place", "prepare", "replicate", "workers"]
+__all__ = [
+    "AXIS",
+    "cores",
+    "differences",
+    "environment",
+    "gathered",
+    "memory",
+    "mesh",
+    "mine",
+    "parallel",
+    "place",
+    "prepare",
+    "replicate",
+    "spread",
+    "workers",
+]
 
 AXIS = "replica"
 PyTree = Any
@@ -45,12 +64,13 @@ def _gpu_expected() -> bool:
     return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13))
 
 
-def prepare(devices: int | None = None, nproc: int | None = None) -> None:
+def prepare(devices: int | None = None, nproc: int | None = None, nodes: cluster.Nodes | None = None) -> None:
     """Set what XLA reads once: `NPROC`, the number of virtual CPU devices, deterministic kernels on GPUs. Without effect once jax has a backend.
 
     Args:
-        devices: how many devices the run uses; None: one on a CPU, all GPUs otherwise.
+        devices: how many devices the run uses, over all processes; None: one per process on a CPU, all GPUs otherwise.
         nproc: the thread-pool size of an earlier run, to be restored; None: the cores (or the caller's NPROC), rounded up to a multiple of the devices.
+        nodes: the processes of the run; None: those that the environment names (`cluster.parse`).
     """
     from jax._src import xla_bridge  # jax has no public way to ask whether its backend exists
 
@@ -58,7 +78,11 @@ def prepare(devices: int | None = None, nproc: int | None = None) -> None:
         raise UsageError(f"--devices takes a number of at least 1, got {devices}")
     if xla_bridge.backends_are_initialized():
         return
-    wanted = devices or 1
+    nodes = nodes or cluster.parse(None)
+    processes = 1 if nodes is None else nodes.processes
+    if devices is not None and devices % processes:
+        raise UsageError(f"--devices {devices} cannot be shared equally by {processes} processes", then="a multiple of the processes: it counts all devices")
+    wanted = (devices or processes) // processes
     if nproc is None:
         given = os.environ.get("NPROC", "")
         at_least = int(given) if given.isdecimal() and int(given) > 0 else cores()
@@ -75,18 +99,24 @@ def prepare(devices: int | None = None, nproc: int | None = None) -> None:
             flags = [f for f in flags if not f.startswith(COUNT)] + [f"{COUNT}={wanted}"]
     if flags:
         os.environ["XLA_FLAGS"] = " ".join(flags)
+    if nodes is not None:
+        cluster.join(nodes)
 
 
 def mesh(devices: int | None = None, model: int = 1) -> Mesh:
-    """The mesh of local devices, axes (replica, model). Every replica is a worker; a model axis above 1 has no model that uses it yet and is refused."""
+    """The mesh of the devices of all processes, axes (replica, model); every process has equally many, next to one another.
+
+    Every replica is a worker; a model axis above 1 has no model that uses it yet and is refused.
+    """
     if model != 1:
         raise UsageError(f"models are not sharded over devices yet: the model axis must be 1, got {model}")
-    local = jax.local_devices()
-    wanted = devices or (1 if local[0].platform == "cpu" else len(local))
+    local, processes = jax.local_devices(), jax.process_count()
+    wanted = (devices or (processes if local[0].platform == "cpu" else processes * len(local))) // processes
     if wanted > len(local):
         kind = local[0].device_kind
-        raise UsageError(f"--devices {wanted}: this process has {len(local)} ({kind})", then=f"--devices {len(local)} or fewer")
-    return Mesh(np.asarray(local[:wanted]).reshape(wanted, 1), (AXIS, "model"))
+        raise UsageError(f"--devices {wanted * processes}: this process has {len(local)} ({kind})", then=f"--devices {len(local) * processes} or fewer")
+    chosen = [d for p in range(processes) for d in [d for d in jax.devices() if d.process_index == p][:wanted]] if processes > 1 else local[:wanted]
+    return Mesh(np.asarray(chosen).reshape(-1, 1), (AXIS, "model"))
 
 
 def workers(mesh: Mesh) -> int:
@@ -94,10 +124,21 @@ def workers(mesh: Mesh) -> int:
     return int(mesh.devices.shape[0])
 
 
+def mine(mesh: Mesh) -> slice:
+    """The replicas of this process."""
+    here = [k for k, device in enumerate(mesh.devices[:, 0]) if device.process_index == jax.process_index()]
+    return slice(here[0], here[-1] + 1)
+
+
+def _local(mesh: Mesh) -> np.ndarray:
+    return np.asarray(mesh.devices[mine(mesh), 0])
+
+
 def parallel(function: Callable[..., Any], mesh: Mesh, *, donate: tuple[int, ...] = (), shared: tuple[int, ...] = (), arguments: int) -> Callable[..., Any]:
     """`function` on every replica at once, with the collective axis `AXIS`.
 
-    Every leaf of an argument has a leading axis of one slice per replica, except the arguments at the positions `shared`, which all replicas see whole.
+    Every leaf of an argument has a leading axis of one slice per replica of this process, except the arguments at the positions `shared`, which all replicas
+    see whole.
     `donate`: positions of the arguments whose memory the results may take.
     """
     axes = tuple(None if i in shared else 0 for i in range(arguments))
@@ -106,13 +147,13 @@ def parallel(function: Callable[..., Any], mesh: Mesh, *, donate: tuple[int, ...
 
 
 def place(tree: PyTree, mesh: Mesh) -> PyTree:
-    """Host arrays with a leading axis of one slice per replica -> the same on their devices, asynchronously."""
-    return jax.device_put(tree, NamedSharding(Mesh(mesh.devices[:, 0], (AXIS,)), PartitionSpec(AXIS)))
+    """Host arrays with a leading axis of one slice per replica of this process -> the same on their devices, asynchronously."""
+    return jax.device_put(tree, NamedSharding(Mesh(_local(mesh), (AXIS,)), PartitionSpec(AXIS)))
 
 
 def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
-    """One copy of every leaf on each replica, stacked on a new leading axis."""
-    n = workers(mesh)
+    """One copy of every leaf on each replica of this process, stacked on a new leading axis."""
+    n = len(_local(mesh))
 
     def spread(leaf: Any) -> Any:
         if isinstance(leaf, jax.Array):
@@ -122,16 +163,36 @@ def replicate(tree: PyTree, mesh: Mesh) -> PyTree:
     return place(jax.tree.map(spread, tree), mesh)
 
 
+@functools.cache
+def _everywhere(mesh: Mesh) -> Callable[..., Any]:
+    return parallel(lambda tree: jax.lax.all_gather(tree, AXIS), mesh, arguments=1)
+
+
+def spread(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Results of the replicas of this process -> of all replicas, as arrays of one device; asynchronously. Every process must call it."""
+    if jax.process_count() == 1:
+        return tree
+    return jax.tree.map(lambda leaf: leaf.addressable_shards[0].data[0], _everywhere(mesh)(tree))
+
+
+def gathered(tree: PyTree, mesh: Mesh) -> PyTree:
+    """Results of the replicas of this process -> host arrays with a leading axis of all replicas. Every process must call it."""
+    return jax.device_get(spread(tree, mesh))
+
+
 def memory(mesh: Mesh) -> int:
-    """Bytes that one replica may count as its own: the device's limit, or the machine's memory (or the container's limit) shared by the virtual devices."""
-    device = mesh.devices[0, 0]
+    """Bytes that one replica may count as its own: the device's limit, or the machine's memory (or the container's limit) shared by the virtual devices.
+
+    Other processes of the run are taken to be on machines of their own.
+    """
+    device = _local(mesh)[0]
     if device.platform != "cpu":
         return int(device.memory_stats()["bytes_limit"])
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdecimal():
         total = min(total, int(text))
-    return total // workers(mesh)
+    return total // len(_local(mesh))
 
 
 def _cpu() -> tuple[str, list[str]]:
@@ -154,6 +215,7 @@ def environment(mesh: Mesh) -> dict[str, Any]:
         "platform": mesh.devices[0, 0].platform,
         "device": mesh.devices[0, 0].device_kind,
         "devices": workers(mesh),
+        "processes": jax.process_count(),
         "nproc": int(os.environ["NPROC"]) if os.environ.get("NPROC", "").isdecimal() else None,
         "cpu": name,
         "cpu_flags": flags,
@@ -164,10 +226,11 @@ def environment(mesh: Mesh) -> dict[str, Any]:
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What differs between two environments, as readable phrases; empty means that the same program gives the same bits."""
     found = [f"{p} ({v} then, {new['versions'].get(p)} now)" for p, v in old["versions"].items() if new["versions"].get(p) != v]
-    for key in ("platform", "device", "devices", "nproc", "cpu", "xla_flags"):
-        if old.get(key) != new[key]:
+    for key in ("platform", "device", "devices", "processes", "nproc", "cpu", "xla_flags"):
+        then = old.get(key, 1 if key == "processes" else None)  # earlier versions had but one process
+        if then != new[key]:
             label = "NPROC" if key == "nproc" else key
-            found.append(f"{label} ({old.get(key)} then, {new[key]} now)")
+            found.append(f"{label} ({then} then, {new[key]} now)")
     if old.get("cpu_flags") != new["cpu_flags"]:
         changed = sorted(set(old.get("cpu_flags") or []) ^ set(new["cpu_flags"]))
         found.append(f"cpu_flags ({' '.join(changed)})")

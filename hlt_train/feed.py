@@ -1,7 +1,10 @@
 """What the steps of one dispatch train on: batches streamed from the files, or rows gathered on the device from data that stay there.
 
 Both deal the same rows to the same worker at the same step. A *portion* is what one call into the device gets: for a stream the batches themselves
-`[workers, steps, rows, ...]`, for resident data the row numbers `[workers, steps, rows]`; its last steps are padding when fewer than `steps` are due.
+`[workers, steps, rows, ...]`, for resident data the row numbers `[workers, steps, rows]`; its last steps are padding when fewer than `steps` are due. Of the
+workers, a process places those on its own devices.
+
+Where the server of a strategy hands out portions of the data, a worker finds any of them among resident data (`Numbered`).
 """
 
 from __future__ import annotations
@@ -18,10 +21,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hlt_train.data.stream import Stream
-from hlt_train.devices import place, replicate, workers
+from hlt_train.devices import mine, place, replicate, workers
+from hlt_train.errors import UsageError
 from hlt_train.types import Batch
 
-__all__ = ["Portion", "Resident", "Streamed", "ahead", "edges", "portion_steps"]
+__all__ = ["Numbered", "Portion", "Resident", "Streamed", "ahead", "edges", "make_feed", "portion_steps"]
 
 PyTree = Any
 T = TypeVar("T")
@@ -111,11 +115,11 @@ class Streamed:
         return ahead(self._portions(epoch, step, sizes))
 
     def _portions(self, epoch: int, step: int, sizes: Sequence[int]) -> Iterator[Portion]:
-        batches = self.stream.epoch(epoch, step)
+        batches, here = self.stream.epoch(epoch, step), mine(self.mesh)
         for size in sizes:
             taken = []
             for _ in range(size):
-                taken.append(next(batches)[0])
+                taken.append(jax.tree.map(lambda leaf: leaf[here], next(batches)[0]))
                 if not self.decoded_first:
                     self.decoded_first = list(self.stream.decoded)
             yield Portion(place(jax.tree.map(self._stack, *taken), self.mesh), size)
@@ -163,16 +167,64 @@ class Resident:
 
     def portions(self, epoch: int, step: int, sizes: Sequence[int]) -> Generator[Portion, None, None]:
         """The portions of an epoch from `step` on, of the given sizes. The order of the next epoch is drawn meanwhile."""
-        n = workers(self.mesh)
-        steps = self.stream.steps_per_epoch
-        dealt = np.full(steps * self.batch, -1, np.int32)
         ready = self._next[1] if self._next is not None and self._next[0] == epoch else None
         order = self.stream.order(epoch) if ready is None else ready.result()
         self._next = (epoch + 1, self._pool.submit(self.stream.order, epoch + 1))
-        dealt[: len(order)] = order
-        by_worker = dealt.reshape(steps, n, -1).swapaxes(0, 1)
+        by_worker = self._dealt(order).swapaxes(0, 1)[mine(self.mesh)]
         for size in sizes:
-            rows = np.full((n, self.steps, by_worker.shape[2]), -1, np.int32)
+            rows = np.full((by_worker.shape[0], self.steps, by_worker.shape[2]), -1, np.int32)
             rows[:, :size] = by_worker[:, step : step + size]
             step += size
             yield Portion(place(rows, self.mesh), size)
+
+    def _dealt(self, order: np.ndarray) -> np.ndarray:
+        """int32 `[steps, workers, rows]`: the row numbers of an epoch as they are dealt; -1 is padding."""
+        steps = self.stream.steps_per_epoch
+        dealt = np.full(steps * self.batch, -1, np.int32)
+        dealt[: len(order)] = order
+        return dealt.reshape(steps, workers(self.mesh), -1)
+
+
+class Numbered(Resident):
+    """Portions by number: number p names share p % workers of step p // workers of epoch 0, in every round; each device can reach all of them."""
+
+    def __init__(self, stream: Stream, mesh: Mesh, steps: int, batch: int) -> None:
+        super().__init__(stream, mesh, steps, batch)
+        table = self._dealt(stream.order(0))
+        self.resident = (self.resident, replicate(table.reshape(-1, table.shape[2]), mesh))
+
+    @staticmethod
+    def select(resident: PyTree, _portion: PyTree) -> Callable[[Any], Batch]:
+        """The portion of a number; numbers count through the rounds."""
+        data, table = resident
+
+        def batch(number: Any) -> Batch:
+            rows = table[number % table.shape[0]]
+            found: Batch = jax.tree.map(lambda leaf: leaf.at[jnp.maximum(rows, 0)].get(mode="promise_in_bounds"), data)
+            return found._replace(weight=jnp.where(rows < 0, 0, found.weight))
+
+        return batch
+
+    def portions(self, _epoch: int, _step: int, sizes: Sequence[int]) -> Generator[Portion, None, None]:
+        """Dispatches of the given sizes; what they train on is the server's affair."""
+        for size in sizes:
+            yield Portion((), size)
+
+
+def make_feed(stream: Stream, mesh: Mesh, steps: int, batch: int, *, resident: str, fits: bool, numbered: bool) -> Streamed | Resident:
+    """What a strategy trains on.
+
+    Args:
+        stream: the shuffled training data.
+        mesh: the devices.
+        steps: most steps of a dispatch.
+        batch: rows of a step over all workers.
+        resident: what the user asked for: auto | always | never.
+        fits: the data should stay on the devices.
+        numbered: the server hands out portions, so they must.
+    """
+    if not numbered:
+        return (Resident if fits else Streamed)(stream, mesh, steps, batch)
+    if resident == "never":
+        raise UsageError("the server of this strategy hands out portions of the data, which must stay on the devices: not with --resident never")
+    return Numbered(stream, mesh, steps, batch)

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from hlt_train.data.stream import Stream
-from hlt_train.devices import parallel, place
+from hlt_train.devices import gathered, mine, parallel, place
 from hlt_train.errors import RunFailed
 from hlt_train.types import Batch
 
@@ -38,10 +38,10 @@ class Validator:
         self._sums = parallel(_weighted_sums(losses), mesh, arguments=2)
 
     def __call__(self, params: Params) -> dict[str, float]:
-        """Weighted means of the loss and of every figure; `params` has one copy per device. The order of the sums is fixed: batches in float64, in order."""
+        """Weighted means of the loss and of every figure; `params` has one copy per device of this process. Sums run in float64 in the order of the batches."""
         total: dict[str, float] = {}
         for batch in self._batches():
-            for name, values in jax.device_get(self._sums(params, batch)).items():
+            for name, values in gathered(self._sums(params, batch), self._mesh).items():
                 total[name] = total.get(name, 0.0) + float(np.asarray(values, np.float64).sum())
         weight = total.pop("weight")
         total = {"loss": total.pop("loss"), **total}  # devices give names in alphabetical order
@@ -53,9 +53,9 @@ class Validator:
         if self._kept is not None:
             yield from self._kept
             return
-        kept = []
+        kept, here = [], mine(self._mesh)
         for batch, _rows in self._stream.epoch(0):
-            placed = place(batch, self._mesh)
+            placed = place(jax.tree.map(lambda leaf: leaf[here], batch), self._mesh)
             if self._resident:
                 kept.append(placed)
             yield placed

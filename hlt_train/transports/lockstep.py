@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from hlt_train.devices import AXIS, parallel, place, replicate, workers
+from hlt_train.devices import AXIS, gathered, mine, parallel, place, replicate, spread, workers
 from hlt_train.strategies import Grads, In, Info, Params, S, Strategy, W
 from hlt_train.transports._lockstep_exchange import Network, World, everyone, exchange, one_alone
 from hlt_train.transports._lockstep_layout import message_shapes
@@ -41,7 +41,7 @@ PyTree = Any
 
 
 class Carry(NamedTuple):
-    """State of a run between calls; every leaf has a leading axis of one slice per device.
+    """State of a run between calls; every leaf has a leading axis of one slice per device of this process.
 
     worker: device k holds worker k's state. server: the same on every device, or shard k on device k. step: int32, batches dispatched to each worker.
     traffic: clocks, messages under way and counters.
@@ -99,24 +99,25 @@ class Lockstep:
         n, rule = workers(self.mesh), self.strategy
         self._placement = placed(rule, params, n, self.network, self._shards)
         params = self.placement.enter(params)
-        each = [rule.init_worker(params, self._info(0 if rule.warm else k)) for k in range(n)]
+        here = mine(self.mesh)
+        each = [rule.init_worker(params, self._info(0 if rule.warm else k)) for k in range(here.start, here.stop)]
         worker = jax.tree.map(lambda *leaves: jnp.stack(leaves), *each)
         server = self.placement.server(params, lambda p, k: rule.init_server(p, Info(k, n, actor_key(self.seed, SERVER_ACTOR, INIT))))
-        fresh = replicate(self._traffic(params), self.mesh)
-        return Carry(place(worker, self.mesh), place(server, self.mesh), place(np.zeros(n, np.int32), self.mesh), fresh)
+        server = jax.tree.map(lambda leaf: leaf[here], server)
+        return Carry(place(worker, self.mesh), place(server, self.mesh), *replicate((np.zeros((), np.int32), self._traffic(params)), self.mesh))
 
     def dispatch(self, carry: Carry, resident: PyTree, portion: PyTree, n: int) -> tuple[Carry, jax.Array]:
         """Run the first `n` batches of `portion`; `carry` is consumed. Returns at once with the new state and the losses, float32 `[workers, steps]`."""
-        result: tuple[Carry, jax.Array] = self._call(carry, resident, portion, np.int32(n))
-        return result
+        carry, losses = self._call(carry, resident, portion, np.int32(n))
+        return carry, spread(losses, self.mesh)
 
     def params(self, carry: Carry) -> Params:
-        """The parameters to validate and to export, one copy per device (leading axis)."""
+        """The parameters to validate and to export, one copy per device of this process (leading axis)."""
         return self._params(carry)
 
     def counters(self, carry: Carry) -> dict[str, np.ndarray]:
         """What became of each worker's messages: name -> `[workers]`, `staleness` `[workers, 64]`; see `Counters`."""
-        return {name: np.asarray(leaf) for name, leaf in carry.traffic.counters._asdict().items()}
+        return {name: np.asarray(leaf) for name, leaf in gathered(carry.traffic.counters, self.mesh)._asdict().items()}
 
     def compiled(self, carry: Carry, resident: PyTree, portion: PyTree) -> Any:
         """The compiled call, for its memory analysis."""
@@ -124,15 +125,18 @@ class Lockstep:
 
     def host(self, carry: Carry) -> PyTree:
         """The state as host arrays, the server's and the step once: what a checkpoint holds."""
-        state = jax.device_get(jax.tree.map(_key_data, carry))
-        worker, server, pending = self.placement.store(state.worker, state.server, state.traffic.pending)
-        return worker, server, state.step[0], state.traffic._replace(pending=pending)
+        state = jax.tree.map(_key_data, carry)
+        worker, old = gathered((state.worker, state.traffic), self.mesh)
+        server = gathered(state.server, self.mesh) if self.placement.cuts else jax.device_get(state.server)
+        worker, server, pending = self.placement.store(worker, server, old.pending)
+        return worker, server, jax.device_get(state.step)[0], old._replace(pending=pending)
 
     def restore(self, fresh: Carry, state: PyTree) -> Carry:
         """The inverse of `host`; `fresh` is any state of the same run, for its types."""
         worker, server, step, old = state
         worker, server, pending = self.placement.recall(worker, server, old.pending)
-        parts = (worker, server, old._replace(pending=pending))
+        here = mine(self.mesh)
+        parts = jax.tree.map(lambda leaf: leaf[here], (worker, server, old._replace(pending=pending)))
         worker, server, old = jax.tree.map(_from_key_data, parts, (fresh.worker, fresh.server, fresh.traffic))
         return Carry(place(worker, self.mesh), place(server, self.mesh), replicate(step, self.mesh), place(old, self.mesh))
 
