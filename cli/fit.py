@@ -172,6 +172,10 @@ def _summary(result: dict[str, Any]) -> str:
         ["best", f"step {result['best']['step']:,}"],
         *([f"validation {name}", f"{value:.5g}"] for name, value in result["validation"].items()),
     ]
+    if "traffic" in result:
+        from hlt_train.report.traffic import brief
+
+        rows += brief(result["traffic"], result["coverage"])
     return table(rows, ["fit", ""])
 
 

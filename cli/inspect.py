@@ -1,4 +1,4 @@
-"""Show what a ROOT file holds, or what a data card makes of its files."""
+"""Show what a ROOT file holds, what a data card makes of its files, or what a run by messages did."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["command"]
 
 
 @click.command()
-@click.argument("source", metavar="FILE|CARD")
+@click.argument("source", metavar="FILE|CARD|RUN")
 @click.option("--tree", metavar="NAME", help="The tree of a file (default: Events, or the only one).")
 @click.option(
     "--entries", type=click.IntRange(min=1), default=10_000, show_default=True, help="Entries of a file whose values are looked at; rows for --sparsity."
@@ -40,16 +40,22 @@ def command(
     assignments: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    r"""Show the trees, branches, types, codecs and ranges of a ROOT FILE, or the samples, rows, splits and classes of a CARD.
+    r"""Show the trees, branches, types, codecs and ranges of a ROOT FILE, the samples, rows, splits and classes of a CARD, or what the workers of a RUN did.
+
+    Of a RUN by messages (transports simulate and mpi): each worker's time, the staleness of the updates, what became of every entry.
 
     \b
     hlt-train inspect data.root
     hlt-train inspect data.root --draft > card.yaml
     hlt-train inspect card.yaml --check
     hlt-train inspect toy_cells --files events=cells.root --sparsity --model sparse_linear
+    hlt-train inspect runs/downpour
     """
     from hlt_train import inspect as verb
 
+    if Path(source).is_dir():
+        emit(verb.inspect_run(Path(source)), as_json=as_json, text=verb.run_text)
+        return
     card = verb.is_card(source)
     for given, name, belongs in (
         (tree, "--tree", "file"),

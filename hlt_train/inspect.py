@@ -1,4 +1,4 @@
-"""`inspect`: look into a ROOT file, or open a data card and count."""
+"""`inspect`: look into a ROOT file, open a data card and count, or show what the workers of a run did."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from hlt_train.data.card import load_card
 from hlt_train.data.dataset import open_dataset
 from hlt_train.data.draft import draft
 from hlt_train.data.survey import ENTRIES, survey
+from hlt_train.errors import UsageError
+from hlt_train.files import read_document
 from hlt_train.report.table import table
+from hlt_train.report.traffic import traffic_text
 
-__all__ = ["card_text", "draft_card", "file_text", "inspect_card", "inspect_file", "is_card"]
+__all__ = ["card_text", "draft_card", "file_text", "inspect_card", "inspect_file", "inspect_run", "is_card", "run_text"]
 
 
 def is_card(source: str) -> bool:
@@ -56,6 +59,22 @@ def inspect_card(source: str, files: Mapping[str, Sequence[str]] | None = None, 
                     pass
         report = dataset.report
     return {"kind": "card", **report, "checked": check, "example": card.example, "card_document": card.model_dump(mode="json")}
+
+
+def inspect_run(run: Path) -> dict[str, Any]:
+    """What the workers of a finished run by messages did."""
+    if not (run / "config.yaml").is_file():
+        raise UsageError("not a run directory: it has no config.yaml", where=str(run), then="hlt-train inspect FILE, CARD or RUN")
+    if not (run / "transport.json").is_file():
+        what = "the run sent no messages (transport lockstep), or is not finished"
+        raise UsageError(what, where=str(run), then=f"hlt-train evaluate {run} shows what was learnt; hlt-train fit --resume {run} finishes it")
+    traffic = read_document(run / "transport.json", "hlt-train/transport", 1)
+    return {"kind": "run", "run": str(run), "traffic": traffic, "coverage": read_document(run / "coverage.json", "hlt-train/coverage", 1)}
+
+
+def run_text(found: Mapping[str, Any]) -> str:
+    """What the workers of a run did, for people."""
+    return traffic_text(found["traffic"], found["coverage"]) + f"\n\ntimeline: open {found['run']}/timeline.json in https://ui.perfetto.dev"
 
 
 def draft_card(path: str, tree: str | None = None, *, entries: int = ENTRIES) -> str:

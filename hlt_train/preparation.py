@@ -19,7 +19,7 @@ from hlt_train.data.card import Card
 from hlt_train.data.dataset import Dataset
 from hlt_train.data.stream import Stream
 from hlt_train.errors import HltTrainError, UsageError
-from hlt_train.files import write_text
+from hlt_train.files import read_document, write_text
 from hlt_train.fleet import Fleet
 from hlt_train.progress import Progress
 from hlt_train.restore import ModelSpec, write_model
@@ -217,6 +217,9 @@ def sum_up(ready: Prepared, run: Run, progress: Progress, summary: dict[str, Any
     size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(ready.task.params))
     figures = {"parameters": size, "rows": row_counts(ready.dataset), "resident": resident}
     points = _working_points(ready, run, progress)
+    if (run.path / "transport.json").is_file():
+        figures["traffic"] = read_document(run.path / "transport.json", "hlt-train/transport", 1)
+        figures["coverage"] = read_document(run.path / "coverage.json", "hlt-train/coverage", 1)
     return {"run": str(run.path), "model": ready.spec.name, **figures, **summary, "validation": best["validation"], "working_points": points}
 
 
