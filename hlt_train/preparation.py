@@ -20,7 +20,7 @@ from hlt_train.data.dataset import Dataset
 from hlt_train.data.stream import Stream
 from hlt_train.errors import HltTrainError, UsageError
 from hlt_train.files import read_document, write_text
-from hlt_train.fleet import Fleet
+from hlt_train.fleet import Fleet, overlapped
 from hlt_train.progress import Progress
 from hlt_train.restore import ModelSpec, write_model
 from hlt_train.run import Run, constraints
@@ -29,6 +29,7 @@ from hlt_train.strategies import Setup, Strategy
 from hlt_train.task import Plan, Task
 from hlt_train.training import Trainer
 from hlt_train.transports import options as transports
+from hlt_train.transports import stragglers
 from hlt_train.types import Inputs
 from hlt_train.validation import Losses
 
@@ -39,6 +40,7 @@ __all__ = [
     "check_batch",
     "check_names",
     "check_same",
+    "check_transport",
     "describe",
     "files",
     "options",
@@ -125,6 +127,14 @@ def check_names(config: TrainingConfig) -> None:
     steps_of(config.length, rows=1, steps_per_epoch=1)
 
 
+def check_transport(strategy: Strategy, transport: transports.Options, seed: int) -> None:
+    """Refuse, before anything is written, what a transport of messages cannot do with a strategy, and straggler models that are none."""
+    if isinstance(transport, transports.MessageOptions):
+        overlapped(strategy, overlap=transport.overlap)
+    if isinstance(transport, transports.SimulateOptions):
+        stragglers.factor(transport.stragglers, seed)
+
+
 def assemble(
     config: TrainingConfig,
     dataset: Dataset,
@@ -162,6 +172,7 @@ def assemble(
     rule = config.strategy["name"]
     setup = Setup(workers, schedule, optimiser, portions=train.steps_per_epoch * workers)
     strategy = plugins.factory("strategies", rule)(setup, **plugins.parse_options("strategies", rule, options(config.strategy)))
+    check_transport(strategy, transports.parse(config.transport), config.seed)
     task = Task(params, losses, train, validation, float(dataset.mean_weight), config.batch)
     plan = Plan(
         steps=steps,

@@ -10,7 +10,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from hlt_train.configuration import Configuration
 from hlt_train.errors import UsageError, nearest
 
-__all__ = ["TRANSPORTS", "LockstepOptions", "MpiOptions", "Options", "SimulateOptions", "parse"]
+__all__ = ["TRANSPORTS", "LockstepOptions", "MessageOptions", "MpiOptions", "Options", "SimulateOptions", "parse"]
 
 Wire = Literal["float32", "bfloat16", "float16", "int8"]
 Probability = Annotated[float, Field(ge=0, lt=1)]
@@ -121,7 +121,11 @@ def parse(content: dict[str, Any]) -> Options:
         key = ".".join(str(part) for part in first["loc"] if part not in TRANSPORTS)
         known = [field for field in TRANSPORTS[name].model_fields if field != "name"]
         if first["type"] == "extra_forbidden":
-            raise UsageError(f"{name} has no option '{key}'", near=nearest(key, known) or tuple(known), then=f"options: {', '.join(known)}") from error
+            elsewhere = [other for other, model in TRANSPORTS.items() if key in model.model_fields]
+            then = f"--transport {' or '.join(elsewhere)}" if elsewhere else f"options: {', '.join(known)}"
+            if key == "workers":
+                then += "; the workers of lockstep are the --devices"
+            raise UsageError(f"{name} has no option '{key}'", near=() if elsewhere else nearest(key, known) or tuple(known), then=then) from error
         raise UsageError(f"option '{key}' of {name}: {first['msg'].removeprefix('Value error, ')}, got {first['input']!r}") from error
 
 
