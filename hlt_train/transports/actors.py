@@ -9,13 +9,13 @@ interval is hidden behind the computation of the next, and the staleness stays b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from hlt_train.strategies import SERVER
-from hlt_train.transports.dealing import Deal, Source
+from hlt_train.transports.dealing import Deal
 from hlt_train.transports.program import Message, Program
 
 __all__ = ["Fate", "Reply", "Served", "Shard", "Worker"]
@@ -179,7 +179,7 @@ class Worker:
         """Note what there is to do at first: a run that is made longer later keeps what it exchanged at its first end."""
         self.note({"deal": self.deal.document()})
 
-    def take_over(self, sources: list[Source]) -> None:
+    def take_over(self, sources: Iterable[Iterable[int]]) -> None:
         """Inherit shares: of a dead worker, or its own of a run that was made longer."""
         self.note({"t": self.t, "takes over": [list(s) for s in sources]})
         self.deal.extend(sources)

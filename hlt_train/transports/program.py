@@ -13,6 +13,7 @@ Random keys are those of lockstep: `split(fold_in(fold_in(key(seed), worker), ba
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax
@@ -135,7 +136,7 @@ class Program:
         self._serve = jax.jit(self._serve_)
         self._measure = jax.jit(self._measure_)
         self._params = jax.jit(self._params_)
-        self._slice = jax.jit(lambda s: strategy.params(None, s))
+        self._slice = jax.jit(self._held)
 
     # Shapes: what crosses, without computing anything.
 
@@ -210,9 +211,7 @@ class Program:
             self.wire_errors.append(float(lost))
         if self.strategy.fan == 1:
             return w, [(bool(push), bool(fetch), int(to), [tuple(jax.tree.leaves(body)) for body in bodies])]
-        return w, [
-            (bool(push[k]), bool(fetch[k]), int(to[k]), [tuple(leaf[k] for leaf in jax.tree.leaves(body)) for body in bodies]) for k in range(self.strategy.fan)
-        ]
+        return w, [(bool(push[k]), bool(fetch[k]), int(to[k]), [_row(jax.tree.leaves(body), k) for body in bodies]) for k in range(self.strategy.fan)]
 
     def _ask_(self, w: W, index: Any, t: Any, number: Any) -> tuple[W, Any, list[PyTree], Any]:
         _, key = jax.random.split(actor_key(self.seed, index, t))
@@ -260,7 +259,7 @@ class Program:
         """Fold messages in, in their order. Returns this shard's part of the answer to each."""
         s, answers = self._serve(s, *self._stacked(messages, shard, clock), measured)
         leaves = jax.device_get(jax.tree.leaves(answers))
-        return s, [tuple(leaf[k] for leaf in leaves) for k in range(len(messages))]
+        return s, [_row(leaves, k) for k in range(len(messages))]
 
     def _serve_(self, s: S, leaves: Any, push: Any, fetch: Any, source: Any, staleness: Any, measured: Any) -> tuple[S, PyTree]:
         return served(self.strategy)(s, self._in(leaves, push, fetch, source, staleness), measured)
@@ -320,7 +319,17 @@ class Program:
     def _params_(self, workers: W, servers: list[S]) -> Any:
         if self.strategy.peers:
             return self.strategy.params(workers, ())
-        return jnp.concatenate([self.strategy.params(None, s) for s in servers])
+        return jnp.concatenate([self._held(s) for s in servers])
+
+    def _held(self, s: S) -> Any:
+        """The parameters of a shard (traced). A rule may look at a worker for their form: it gets a new one of that length."""
+        shapes = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(s)]
+        for n in sorted({end - begin for begin, end in pairwise(self.cuts)}):
+            vector = jax.ShapeDtypeStruct((n,), jnp.float32)
+            if [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(jax.eval_shape(lambda v: self.strategy.init_server(v, self._info(0)), vector))] == shapes:
+                worker = self.strategy.init_worker(jnp.zeros(n), self._info(0))
+                return self.strategy.params(jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], worker), s)
+        raise AssertionError("a server's state has changed its form")
 
 
 def _specs(tree: PyTree) -> Specs:
@@ -340,6 +349,11 @@ def _from_leaves(content: dict[str, Any], shapes: tuple[PyTree, ...]) -> PyTree:
             leaves = [jax.random.wrap_key_data(x) if key else jnp.asarray(x) for x, key in zip(stored, keys, strict=True)]
             return jax.tree.unflatten(structure, leaves)
     raise RunFailed("the stored state of an actor is not one of this strategy", then="resume with the strategy and options of the run")
+
+
+def _row(leaves: Sequence[np.ndarray], k: int) -> tuple[np.ndarray, ...]:
+    """Entry k of axis 0 of every leaf; scalars as arrays without axes."""
+    return tuple(np.asarray(leaf[k]) for leaf in leaves)
 
 
 def _alone(push: bool, fetch: bool, source: int, staleness: int) -> In:
