@@ -24,7 +24,7 @@ __all__ = ["hogwild"]
 
 
 class Worker(NamedTuple):
-    """params; steps: int32, batches of this worker; update: -rate * gradient between `step` and `take`, None at other times."""
+    """params; steps: int32, batches of this worker; update: -rate * gradient between `step` and `ask`, None at other times."""
 
     params: Params
     steps: Array
@@ -54,10 +54,10 @@ def hogwild(setup: Setup, *, beta: float = 1.0) -> Strategy:
         return Worker(w.params, w.steps + 1, update)
 
     def ask(w: Worker, _key: Key) -> tuple[Worker, Out]:
-        return w, Out(w.update, push=True, fetch=True)
+        return w._replace(update=None), Out(w.update, push=True, fetch=True)
 
     def take(w: Worker, params: Params, _message: In) -> Worker:
-        return Worker(params, w.steps, None)
+        return w._replace(params=params)
 
     def parameters(_w: W, s: S) -> Params:
         return s
