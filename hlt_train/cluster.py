@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 
 from hlt_train.errors import UsageError
 
-__all__ = ["Agreed", "Nodes", "agreed", "first", "guard", "join", "many", "parse", "together"]
+__all__ = ["Agreed", "Asked", "Nodes", "agreed", "first", "guard", "join", "many", "parse", "together"]
 
 VARIABLE = "HLT_TRAIN_NODES"
 RANKS = (  # (processes, this one) as launchers tell them
@@ -31,6 +31,7 @@ RANKS = (  # (processes, this one) as launchers tell them
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
 )
 PATIENCE = 300  # seconds to wait for the others at the start
+DAY = 86_400  # seconds to wait for them at the end: process 0 may have figures to work out
 
 
 class Nodes(NamedTuple):
@@ -69,17 +70,20 @@ def join(nodes: Nodes) -> None:
     """Meet the other processes; before jax has a backend. Without effect once done, or for one process."""
     if nodes.processes == 1 or jax.distributed.is_initialized():
         return
-    jax.distributed.initialize(nodes.coordinator, nodes.processes, nodes.process, initialization_timeout=PATIENCE)
+    jax.distributed.initialize(nodes.coordinator, nodes.processes, nodes.process, initialization_timeout=PATIENCE, shutdown_timeout_seconds=DAY)
 
 
 def many() -> bool:
     """Whether the run has several processes."""
-    return int(jax.process_count()) > 1
+    return jax.distributed.is_initialized() and int(jax.process_count()) > 1
 
 
 def first() -> bool:
     """Whether this process writes the run."""
-    return int(jax.process_index()) == 0
+    if jax.distributed.is_initialized():
+        return int(jax.process_index()) == 0
+    nodes = parse(None)
+    return nodes is None or nodes.process == 0
 
 
 def together(name: str) -> None:
@@ -101,9 +105,11 @@ def agreed(decision: bool) -> bool:
 
 @runtime_checkable
 class Asked(Protocol):
-    """Something that may be asked to stop: `signals.StopRequest`."""
+    """Something that may be asked to stop: `signals.StopRequest`, or `Agreed`."""
 
-    received: str | None
+    @property
+    def received(self) -> str | None:
+        """What asked; None so far."""
 
 
 class Agreed:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from hlt_train import checkpoints, devices
+from hlt_train import checkpoints, cluster, devices
 from hlt_train.configuration import check, merge
 from hlt_train.data import normalise
 from hlt_train.data.card import Card, load_card
@@ -25,7 +25,8 @@ from hlt_train.files import check_new
 from hlt_train.preparation import Prepared, TrainingConfig, assemble, check_batch, check_names, check_same, describe, row_counts, train
 from hlt_train.progress import Progress
 from hlt_train.restore import Loaded, ModelSpec, build_model, load_run, parameters
-from hlt_train.run import Run, read_config
+from hlt_train.run import Follower, Run, read_config
+from hlt_train.sparse_gradient import LossOfLogits
 from hlt_train.training import Trainer
 from hlt_train.trial import trial
 from hlt_train.types import Batch, Inputs
@@ -47,37 +48,41 @@ def cross_entropy(model: eqx.Module) -> Losses:
     """Softmax cross-entropy per row, and whether the row is classified correctly; a key switches dropout on."""
     static = eqx.filter(model, eqx.is_inexact_array, inverse=True)
 
-    def losses(params: Any, batch: Batch, key: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        network: Any = eqx.combine(params, static)
-        logits = network(batch.x, key=key)
+    def rows(logits: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch.label)
         return loss, {"accuracy": (jnp.argmax(logits, axis=-1) == batch.label).astype(jnp.float32)}
 
-    return losses
+    return LossOfLogits(lambda params: eqx.combine(params, static), rows)
 
 
 def fit(config: FitConfig, path: Path, *, progress: Progress) -> dict[str, Any]:
     """Train a new run in `path`. Returns its figures; raises `Interrupted` after saving when a signal comes.
 
-    The transport mpi has its own way in: `processes.py`.
+    The transport mpi has its own way in: `processes.py`. Of several processes (`cluster.py`) all must call this; the figures are the first one's.
     """
     devices.prepare(config.devices)
     mesh = devices.mesh(config.devices)
     check_new(path, option="--run")
-    if config.card is None:
-        return _fit_toy(config, path, mesh, progress)
+    with cluster.guard(str(path)):
+        cluster.together("the run is new")
+        return (_fit_toy if config.card is None else _fit)(config, path, mesh, progress)
+
+
+def _fit(config: FitConfig, path: Path, mesh: Mesh, progress: Progress) -> dict[str, Any]:
     ready = prepare(config, mesh, progress)  # before the directory: what fails here leaves nothing behind
-    with ready.dataset, Run.create(path) as run:
-        describe(ready, mesh, run)
+    with ready.dataset, Run.create(path) if cluster.first() else Follower(path) as run:
+        if cluster.first():
+            describe(ready, mesh, run)
         return train(ready, mesh, run, progress, restore=None)
 
 
 def _fit_toy(config: FitConfig, path: Path, mesh: Mesh, progress: Progress) -> dict[str, Any]:
     """As `fit`, with the toy file in the run."""
-    with Run.create(path) as run:
+    with Run.create(path) if cluster.first() else Follower(path) as run:
         try:
             ready = prepare(config.model_copy(update={"card": _write_toy(run.path / "data", progress)}), mesh, progress)
-            describe(ready, mesh, run)
+            if cluster.first():
+                describe(ready, mesh, run)
         except BaseException:
             run.discard()
             raise
@@ -85,13 +90,17 @@ def _fit_toy(config: FitConfig, path: Path, mesh: Mesh, progress: Progress) -> d
             return train(ready, mesh, run, progress, restore=None)
 
 
-def resume(path: Path, *, length: str | None = None, inexact: bool = False, progress: Progress) -> dict[str, Any]:
-    """Continue a run at its LAST checkpoint, to its end or to a later one (`length`). Bit for bit, or refused unless `inexact`."""
-    with Run.open(path) as run:
+def resume(path: Path, *, length: str | None = None, inexact: bool = False, devices_now: int | None = None, progress: Progress) -> dict[str, Any]:
+    """Continue a run at its LAST checkpoint, to its end or to a later one (`length`). Bit for bit, or refused unless `inexact`.
+
+    `devices_now`: on so many devices; None: as many as before. On others the server of the strategy goes on, and workers begin anew at its parameters.
+    """
+    with cluster.guard(str(path)), Run.open(path) if cluster.first() else Follower(path) as run:
         stored = read_config(run.path)
         if stored.get("verb") != "fit":
             raise UsageError(f"this run was made by '{stored.get('verb')}'", where=str(run.path), then=f"hlt-train {stored.get('verb')} --resume {path}")
-        config = check(FitConfig, merge(stored, {} if length is None else {"for": length}), where=str(run.path / "config.yaml"))
+        changed = {**({} if length is None else {"for": length}), **({} if devices_now is None else {"devices": devices_now})}
+        config = check(FitConfig, merge(stored, changed), where=str(run.path / "config.yaml"))
         if config.transport["name"] == "mpi":
             raise UsageError("a run by processes is resumed by processes", where=str(run.path), then=f"hlt-train fit --resume {path}")
         old = run.provenance()
@@ -168,7 +177,9 @@ def _write_toy(folder: Path, progress: Progress) -> Card:
     progress(f"no card: {TOY_ROWS:,} toy jets, seed {TOY_SEED}, in {folder}")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder.resolve() / f"{TOY}.root"
-    write_jets(file, TOY_ROWS, TOY_SEED)
+    if cluster.first():
+        write_jets(file, TOY_ROWS, TOY_SEED)
+    cluster.together("the toy file is written")
     card = load_card(TOY)
     for sample in card.samples.values():
         sample.files = [str(file)]

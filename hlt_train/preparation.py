@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from hlt_train import devices, optimisers, plugins
+from hlt_train import cluster, devices, optimisers, plugins
 from hlt_train.configuration import Configuration, merge, steps_of
 from hlt_train.data import normalise
 from hlt_train.data.card import Card
@@ -30,6 +30,7 @@ from hlt_train.task import Plan, Task
 from hlt_train.training import Trainer
 from hlt_train.transports import options as transports
 from hlt_train.transports import stragglers
+from hlt_train.transports.lockstep import Network
 from hlt_train.types import Inputs
 from hlt_train.validation import Losses
 
@@ -123,7 +124,9 @@ def check_names(config: TrainingConfig) -> None:
     schedule = optimisers.schedule(config.schedule["name"], config.learning_rate, 1000, options(config.schedule))
     optimisers.optimiser(config.optimizer["name"], schedule, options(config.optimizer))
     plugins.parse_options("strategies", config.strategy["name"], options(config.strategy))
-    transports.parse(config.transport)
+    transport = transports.parse(config.transport).name
+    if config.verb != "fit" and transport != "lockstep":
+        raise UsageError(f"{config.verb} trains on the devices of one process, transport lockstep; '{transport}' is for fit", then="leave transport out")
     steps_of(config.length, rows=1, steps_per_epoch=1)
 
 
@@ -208,7 +211,8 @@ def make_trainer(ready: Prepared, mesh: Mesh, run: Run | None, progress: Progres
     options = transports.parse(ready.config.transport)
     if isinstance(options, transports.SimulateOptions):
         return Fleet(ready.task, ready.plan, ready.strategy, options, ready.dataset, mesh, run, progress, ready.schedule)
-    return Trainer(ready.task, ready.plan, ready.strategy, mesh, run, progress, ready.schedule)
+    network = Network(**options.model_dump(exclude={"name"})) if isinstance(options, transports.LockstepOptions) else None
+    return Trainer(ready.task, ready.plan, ready.strategy, mesh, run, progress, ready.schedule, network)
 
 
 def train(ready: Prepared, mesh: Mesh, run: Run, progress: Progress, restore: Literal["same", "extended"] | None) -> dict[str, Any]:
@@ -218,7 +222,8 @@ def train(ready: Prepared, mesh: Mesh, run: Run, progress: Progress, restore: Li
         trainer.restore(extended=restore == "extended")
         run.log(f"resumed at step {trainer.tally.step} of {ready.plan.steps}")
         progress(f"resumed at step {trainer.tally.step} of {ready.plan.steps}")
-    return sum_up(ready, run, progress, trainer.train(), resident=trainer.resident)
+    summary = trainer.train()
+    return sum_up(ready, run, progress, summary, resident=trainer.resident) if cluster.first() else summary
 
 
 def sum_up(ready: Prepared, run: Run, progress: Progress, summary: dict[str, Any], *, resident: bool) -> dict[str, Any]:

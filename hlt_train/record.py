@@ -16,12 +16,12 @@ from typing import Any, NoReturn
 import jax
 import numpy as np
 
-from hlt_train import checkpoints
+from hlt_train import checkpoints, cluster
 from hlt_train.checkpoints import Snapshot
+from hlt_train.cluster import Asked
 from hlt_train.errors import Interrupted, RunFailed
 from hlt_train.progress import Progress
 from hlt_train.run import Run
-from hlt_train.signals import StopRequest
 from hlt_train.strategies import Params
 
 __all__ = ["BREATH", "Record", "Tally"]
@@ -69,6 +69,7 @@ class Record:
         self.tally = Tally()
         self._best: Snapshot | None = None  # better than the one on disk, not written yet
         self._saved = time.monotonic()
+        self._last: int | None = None  # the step of LAST
         self._speeds: list[tuple[float, float]] = []  # (rows, seconds) of this process's epochs
 
     @property
@@ -87,13 +88,15 @@ class Record:
         if step is None:
             self.run.cut_metrics(0)
             return None
+        self._last = step
         document = checkpoints.document(path, step)
         self.tally = Tally(**document["tally"])
         if extended:
             self.tally.stale, self.tally.stopped_early = 0, False
-        checkpoints.drop_after(path, step)
-        if self.tally.best_step is not None:
-            checkpoints.point(path, "BEST", self.tally.best_step)
+        if cluster.first():
+            checkpoints.drop_after(path, step)
+            if self.tally.best_step is not None:
+                checkpoints.point(path, "BEST", self.tally.best_step)
         self.run.cut_metrics(document["metrics_bytes"])
         return document
 
@@ -179,7 +182,7 @@ class Record:
         every = self.plan.checkpoint_every
         if not saving:
             return
-        if (every is not None and tally.step % every == 0) or (every is None and time.monotonic() - self._saved > BREATH):
+        if (every is not None and tally.step % every == 0) or (every is None and cluster.agreed(time.monotonic() - self._saved > BREATH)):
             self.save()
 
     def snapshot(self) -> Snapshot:
@@ -199,20 +202,26 @@ class Record:
         return Snapshot(weights, state, document, actors)
 
     def save(self) -> None:
-        """Write the best state if it is not on disk yet, and the present one; move LAST, then BEST; remove what is no longer kept."""
+        """Write the best state if it is not on disk yet, and the present one; move LAST, then BEST; remove what is no longer kept.
+
+        All processes of a run take part in the snapshot; the first one writes it.
+        """
         path, step = self.run.path, self.tally.step
-        if self._best is not None and self._best.document["step"] != step:
-            checkpoints.save(path, self._best)
-        self._best = None
-        if checkpoints.pointed(path, "LAST") != step:
-            checkpoints.save(path, self.snapshot())
-            checkpoints.point(path, "LAST", step)
-        if self.tally.best_step is not None:
-            checkpoints.point(path, "BEST", self.tally.best_step)
-        checkpoints.prune(path, self.plan.keep)
+        best = self._best if self._best is not None and self._best.document["step"] != step else None
+        last = self.snapshot() if self._last != step else None
+        self._best, self._last = None, step
+        if cluster.first():
+            if best is not None:
+                checkpoints.save(path, best)
+            if last is not None:
+                checkpoints.save(path, last)
+                checkpoints.point(path, "LAST", step)
+            if self.tally.best_step is not None:
+                checkpoints.point(path, "BEST", self.tally.best_step)
+            checkpoints.prune(path, self.plan.keep)
         self._saved = time.monotonic()
 
-    def leave_if(self, stop: StopRequest) -> None:
+    def leave_if(self, stop: Asked) -> None:
         """Leave when a signal has come; the state has been saved."""
         if stop.received:
             self.progress.close()
@@ -225,7 +234,7 @@ class Record:
         where, kept = "", "nothing was saved"
         if self._run is not None:
             path = self._run.path
-            if self._best is not None:
+            if self._best is not None and cluster.first():
                 good = int(self._best.document["step"])
                 checkpoints.save(path, self._best)
                 checkpoints.point(path, "LAST", good)

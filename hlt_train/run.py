@@ -32,7 +32,7 @@ from hlt_train import __version__
 from hlt_train.errors import RunFailed, UsageError
 from hlt_train.files import append_line, new_directory, read_document, write_document, write_text
 
-__all__ = ["Run", "commit", "constraints", "read_config"]
+__all__ = ["Follower", "Run", "commit", "constraints", "read_config"]
 
 METRICS = {"format": "hlt-train/metrics", "version": 1}
 CONFIG = {"format": "hlt-train/config", "version": 1}
@@ -125,6 +125,34 @@ class Run:
         path = self.path / "metrics.jsonl"
         lines = path.read_text().split("\n")[:-1] if path.exists() else []
         return [json.loads(line) for line in lines[1:]]
+
+
+class Follower(Run):
+    """A run that another process of it writes: this one reads it, and what it would write is dropped."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path.resolve()
+
+    def __exit__(self, _kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None) -> None:
+        return
+
+    def discard(self) -> None:
+        """Nothing: the writer does."""
+
+    def write_config(self, _config: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def write_provenance(self, _content: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def log(self, _text: str) -> None:
+        """Nothing."""
+
+    def metric(self, _content: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def cut_metrics(self, _size: int) -> None:
+        """Nothing."""
 
 
 def _now() -> str:

@@ -119,6 +119,18 @@ class Lockstep:
         """What became of each worker's messages: name -> `[workers]`, `staleness` `[workers, 64]`; see `Counters`."""
         return {name: np.asarray(leaf) for name, leaf in gathered(carry.traffic.counters, self.mesh)._asdict().items()}
 
+    def report(self, carry: Carry) -> dict[str, Any]:
+        """What became of the messages so far, over all workers, for the metrics; nothing for a barrier whose numbers are not narrowed."""
+        rule = self.strategy
+        if rule.quorum == 0 and not rule.peers and self.network.wire == "float32":
+            return {}
+        found = self.counters(carry)
+        bins = found["staleness"].sum(axis=0, dtype=np.int64)
+        totals = {name: int(found[name].sum(dtype=np.int64)) for name in ("applied", "late", "gated", "sent", "lost", "coded")}
+        mean = float(bins @ np.arange(len(bins)) / max(int(bins.sum()), 1))
+        error = float(found["error"].sum(dtype=np.float64) / max(totals["coded"], 1))
+        return {"messages": {**totals, "mean_staleness": mean, "mean_relative_error": error}}
+
     def compiled(self, carry: Carry, resident: PyTree, portion: PyTree) -> Any:
         """The compiled call, for its memory analysis."""
         return self._call.lower(carry, resident, portion, np.int32(1)).compile()  # type: ignore[attr-defined]
