@@ -28,6 +28,7 @@ from hlt_train.record import Record, Tally
 from hlt_train.run import Run
 from hlt_train.shares import Shares
 from hlt_train.signals import StopRequest
+from hlt_train.sparse_gradient import sparse_gradient
 from hlt_train.strategies import Strategy
 from hlt_train.task import Plan, Task, gradient_of, stays
 from hlt_train.timeline import Timeline
@@ -71,8 +72,9 @@ def make_program(task: Task, strategy: Strategy, batch: Any, *, workers: int, se
         loss, grads = gradient(unravel(v), data, key)
         return loss, ravel_pytree(grads)[0]
 
+    of_entries = sparse_gradient(task) if strategy.sparse else None
     shards = 1 if strategy.peers else servers
-    return Program(strategy, of_vector, np.asarray(vector), batch, workers=workers, shards=shards, seed=seed, wire=wire), unravel
+    return Program(strategy, of_entries or of_vector, np.asarray(vector), batch, workers=workers, shards=shards, seed=seed, wire=wire), unravel
 
 
 def digest(state: Any) -> str:
@@ -252,7 +254,7 @@ class Fleet:
             loss=tally.epoch_loss * self.task.batch / rows,
             whole=tally.step == (epoch + 1) * spe,
             rate=self._rate(tally.step),
-            speed=(self._rows(start, tally.step), max(seconds, 1e-9)),
+            speed=(float(self._rows(start, tally.step)), max(seconds, 1e-9)),
             began=began,
             virtual_seconds=round(self.simulation.now, 6),
             **self._short(),

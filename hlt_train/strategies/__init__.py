@@ -148,6 +148,7 @@ class Strategy(NamedTuple):
         reliable: False: messages are datagrams, which may be lost or come out of order.
         gates: an ask that does not push gives up what it would have pushed (rather than keeping it for the next).
         warm: first steps that one worker does alone, with all the data of those steps.
+        sparse: `step` may be given a `Sparse` for the gradient, and what is asked then touches its entries only.
     """
 
     init_worker: Callable[[Params, Info], W]
@@ -172,3 +173,4 @@ class Strategy(NamedTuple):
     reliable: bool = True
     gates: bool = False
     warm: int = 0
+    sparse: bool = False

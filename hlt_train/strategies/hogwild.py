@@ -71,6 +71,7 @@ def hogwild(setup: Setup, *, beta: float = 1.0) -> Strategy:
         init_server=lambda params, _info: params,
         serve=None,
         params=parameters,
+        sparse=True,
     )
 
 
