@@ -206,12 +206,13 @@ class Program:
     def ask(self, w: W, index: int, t: int, number: int) -> tuple[W, list[tuple[bool, bool, int, Parts]]]:
         """What the worker sends after its t-th batch: (push, fetch, to, parts) of each message. `number` counts the asks of this exchange."""
         w, flags, bodies, lost = self._ask(w, np.uint32(index), np.uint32(t), number)
-        (push, fetch, to), bodies, lost = jax.device_get((flags, bodies, lost))
-        if self.wire != "float32" and np.any(push):
+        push, fetch, to = (np.asarray(flag) for flag in flags)
+        bodies = [[np.asarray(leaf) for leaf in jax.tree.leaves(body)] for body in bodies]
+        if self.wire != "float32" and push.any():
             self.wire_errors.append(float(lost))
         if self.strategy.fan == 1:
-            return w, [(bool(push), bool(fetch), int(to), [tuple(jax.tree.leaves(body)) for body in bodies])]
-        return w, [(bool(push[k]), bool(fetch[k]), int(to[k]), [_row(jax.tree.leaves(body), k) for body in bodies]) for k in range(self.strategy.fan)]
+            return w, [(bool(push), bool(fetch), int(to), [tuple(body) for body in bodies])]
+        return w, [(bool(push[k]), bool(fetch[k]), int(to[k]), [_row(body, k) for body in bodies]) for k in range(self.strategy.fan)]
 
     def _ask_(self, w: W, index: Any, t: Any, number: Any) -> tuple[W, Any, list[PyTree], Any]:
         _, key = jax.random.split(actor_key(self.seed, index, t))
@@ -258,7 +259,7 @@ class Program:
     def serve(self, s: S, messages: Sequence[Message], shard: int, clock: int, measured: Any) -> tuple[S, list[tuple[np.ndarray, ...]]]:
         """Fold messages in, in their order. Returns this shard's part of the answer to each."""
         s, answers = self._serve(s, *self._stacked(messages, shard, clock), measured)
-        leaves = jax.device_get(jax.tree.leaves(answers))
+        leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(answers)]
         return s, [_row(leaves, k) for k in range(len(messages))]
 
     def _serve_(self, s: S, leaves: Any, push: Any, fetch: Any, source: Any, staleness: Any, measured: Any) -> tuple[S, PyTree]:
