@@ -66,7 +66,7 @@ class Coverage:
     def is_open(self, share: tuple[int, int]) -> bool:
         """Whether nothing has become of a share yet."""
         epoch, within, owner = self._place(share)
-        return epoch not in self.epochs or self.epochs[epoch][within, owner] == OPEN
+        return epoch not in self.epochs or bool(self.epochs[epoch][within, owner] == OPEN)
 
     def note_redealt(self, share: tuple[int, int]) -> None:
         """A share goes to another worker."""

@@ -40,6 +40,8 @@ def factor(text: str, seed: int) -> Factor:
     if name not in MODELS:
         raise UsageError(f"no straggler model is called '{name}'", near=nearest(name, MODELS), then=f"one of: {', '.join(MODELS)}")
     if name == "none":
+        if value:
+            raise UsageError(f"the straggler model none takes no number, got '{text}'", then="none")
         return lambda _worker, _batch: 1.0
     if name == "trace":
         return _trace(value, seed)
@@ -48,11 +50,11 @@ def factor(text: str, seed: int) -> Factor:
     except ValueError as error:
         raise UsageError(f"{name} takes a number, got '{text}'", then=f"for instance {name}:1.5") from error
     if name == "lognormal":
-        if parameter < 0:
-            raise UsageError(f"the width of a lognormal is not negative, got {parameter:g}")
+        if not 0 <= parameter < math.inf:
+            raise UsageError(f"the width of a lognormal is not negative, got {parameter:g}", then="for instance lognormal:0.5")
         return lambda worker, batch: math.exp(parameter * _normal(seed, worker, batch) - parameter**2 / 2)
-    if parameter <= 1:
-        raise UsageError(f"a Pareto distribution has a mean only for an exponent above 1, got {parameter:g}")
+    if not 1 < parameter < math.inf:
+        raise UsageError(f"a Pareto distribution has a mean only for an exponent above 1, got {parameter:g}", then="for instance pareto:2.5")
     return lambda worker, batch: (parameter - 1) / parameter * uniform(seed, _COMPUTE, worker, batch) ** (-1 / parameter)
 
 
@@ -67,7 +69,7 @@ def _trace(path: str, seed: int) -> Factor:
     if not file.is_file():
         raise UsageError(f"no such trace of batch times: {path}", then="a text file with one number of seconds per line")
     try:
-        times = np.loadtxt(file, ndmin=1, dtype=np.float64).ravel()
+        times = np.array(file.read_text().split(), np.float64)
     except ValueError as error:
         raise UsageError(f"not a trace of batch times: {error}", where=path) from error
     if not times.size or not (np.isfinite(times) & (times > 0)).all():

@@ -16,7 +16,7 @@ from hlt_train.transports.account import Coverage
 from hlt_train.transports.program import Program
 from hlt_train.transports.simulate import Simulation, Timing
 
-H = noise.spectrum(6, 2.0, 20.0)
+H = noise.spectrum(6, 2.0, 5.0)
 SIGMA = np.linspace(0.5, 2.0, 6).astype(np.float32)
 START, RATE, ROWS = np.linspace(1, 2, 6).astype(np.float32), 0.2, 4
 
@@ -37,7 +37,7 @@ def chains(steps: int, count: int) -> np.ndarray:
 
 def test_spectrum() -> None:
     assert H[0] == 2
-    np.testing.assert_allclose([H[-1], H[1] / H[0]], [0.1, H[2] / H[1]], rtol=1e-6)
+    np.testing.assert_allclose([H[-1], H[1] / H[0]], [0.4, H[2] / H[1]], rtol=1e-6)
 
 
 def test_gradient_is_that_of_the_loss_without_noise() -> None:
