@@ -212,7 +212,7 @@ def launch(
     with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-{_started(os.getpid())}-", dir=_memory()) as name:
         folder = Path(name)
         # Open MPI's shared memory and session lie in the same folder: what a killed launch leaves behind is found, and known to be ours.
-        environment |= {FOLDER: name, "OMPI_MCA_btl_sm_backing_directory": name, "PRTE_MCA_prte_tmpdir_base": name}
+        environment |= {FOLDER: name, "PRTE_MCA_prte_tmpdir_base": name, **{f"OMPI_MCA_{part}_sm_backing_directory": name for part in ("btl", "osc")}}
         for rank in range(ranks):
             extra = dict(env_per_rank(rank)) if env_per_rank else {}
             (folder / f"env-{rank}.json").write_text(json.dumps(extra))

@@ -92,6 +92,12 @@ class MpiOptions(MessageOptions):
         respawn: replace a killed worker.
         watchdog: seconds without any message after which the run is ended.
         report_every: seconds between two reports of a worker to the clerk.
+        lock_free: how workers share the parameters of a rule whose server only adds: `node` (shared memory), `rma` (a window on `servers` ranks, across
+            nodes), `no` (messages to the parameter server); auto: node where all ranks share one, else rma, and no with an option that is about messages.
+        hogwild_unsafe: add without atomicity, and report which fraction of the updates was lost.
+        datagrams: how rules without server that can do with losses send: messages, or udp.
+        loss, reorder: of datagrams, on purpose: each is lost, or kept back and sent after the next, with this probability.
+        lan: any address in the network whose interface udp is to use; the default is this machine alone.
     """
 
     name: Literal["mpi"] = "mpi"
@@ -102,6 +108,12 @@ class MpiOptions(MessageOptions):
     respawn: NonNegativeInt = 0
     watchdog: PositiveFloat = 300.0
     report_every: PositiveFloat = 1.0
+    lock_free: Literal["auto", "no", "node", "rma"] = "auto"
+    hogwild_unsafe: bool = False
+    datagrams: Literal["messages", "udp"] = "messages"
+    loss: Probability = 0.0
+    reorder: Probability = 0.0
+    lan: str = "127.0.0.1"
 
 
 Options = LockstepOptions | SimulateOptions | MpiOptions

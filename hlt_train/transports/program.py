@@ -115,7 +115,7 @@ class Program:
         self.wire = check(wire)
         self.cuts = [len(self.vector) * k // shards for k in range(shards + 1)]
         self.wire_errors: list[float] = []  # relative, of each message since they were last collected
-        self._gradient = gradient
+        self.gradient = gradient
         self._grads = jax.eval_shape(lambda v, b: gradient(v, b, jax.random.key(0))[1], self.vector, batch)
         self._body = Layout(self._body_at, len(self.vector), self.cuts)
         body = self._body_at(len(self.vector))
@@ -196,7 +196,7 @@ class Program:
 
     def _compute_(self, w: W, batch: Any, index: Any, t: Any) -> tuple[W, Any]:
         for_loss, _ = jax.random.split(actor_key(self.seed, index, t))
-        loss, grads = self._gradient(self.strategy.point(w), batch, for_loss)
+        loss, grads = self.gradient(self.strategy.point(w), batch, for_loss)
         return self.strategy.step(w, loss, grads), loss
 
     def portion(self, w: W) -> int:
