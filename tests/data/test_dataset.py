@@ -63,8 +63,9 @@ def test_rows_equal_the_file(path: Path, columns: dict[str, Any]) -> None:
             assert len(trained.rate_weight) == 0
 
 
-@pytest.mark.parametrize("cluster_entries", [1, 64, 100, 250, 100_000])
-def test_rows_do_not_depend_on_clusters(path: Path, cluster_entries: int) -> None:
+@pytest.mark.parametrize(("entries", "cluster_entries"), [(230, 1), (N, 64), (N, 100), (N, 250), (N, 100_000)])
+def test_rows_do_not_depend_on_clusters(tmp_path: Path, entries: int, cluster_entries: int) -> None:
+    path = write_tree(tmp_path / "events.root", event_columns(entries), basket=100)
     with open_dataset(card(path)) as one, open_dataset(card(path), cluster_entries=cluster_entries) as other:
         np.testing.assert_array_equal(everything(one, "train").identity, everything(other, "train").identity)
         starts = {c.start for c in other.clusters}
