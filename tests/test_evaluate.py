@@ -196,6 +196,7 @@ def test_the_training_weight_enters_no_rate_efficiency_or_error(tmp_path: Path) 
     assert again == {k: v for k, v in points.items() if k not in ("format", "version")}
 
 
+@pytest.mark.usefixtures("compiled_anew")
 def test_the_rate_weight_enters_no_loss(tmp_path: Path) -> None:
     made = problem()
     card = Card.model_validate(content(randomised(tmp_path, "rate_weight")))

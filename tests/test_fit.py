@@ -66,6 +66,7 @@ def test_it_learns_and_writes_all_there_is_to_know(trained: tuple[Path, dict[str
     assert not [p for p in path.rglob("*") if p.suffix in (".pkl", ".pickle")]
 
 
+@pytest.mark.usefixtures("compiled_anew")
 def test_its_configuration_reruns_it(trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     stored = read_config(trained[0])
     fit(check(FitConfig, stored), tmp_path / "again", progress=QUIET)
@@ -74,6 +75,7 @@ def test_its_configuration_reruns_it(trained: tuple[Path, dict[str, Any]], tmp_p
     assert read_config(tmp_path / "again") == stored
 
 
+@pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.parametrize("change", [{"scan": 3}, {"resident": "never"}, {"checkpoint_every": 5}, {"resident": "never", "scan": 7, "checkpoint_every": 4}])
 def test_bits_do_not_depend_on_how_the_work_is_cut(change: dict[str, Any], trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     fit(check(FitConfig, {**read_config(trained[0]), **change}), tmp_path / "r", progress=QUIET)
@@ -109,6 +111,7 @@ def test_restored_network_predicts_what_was_validated(trained: tuple[Path, dict[
     assert predict_rows(loaded, some).tobytes() == logits[:7].tobytes()
 
 
+@pytest.mark.usefixtures("compiled_anew")
 def test_extension_and_completion(card: Path, tmp_path: Path) -> None:
     """With a constant rate, 2 epochs extended to 4 are 4 epochs."""
     schedule = {"schedule": {"name": "constant_schedule"}}

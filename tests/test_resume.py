@@ -30,6 +30,7 @@ from hlt_train.progress import Progress
 from hlt_train.run import Run
 from tests.runs import command, config, process, steady, write_card
 
+pytestmark = pytest.mark.usefixtures("compiled_anew")
 EPOCHS, BATCH, EVERY, BUFFER = 24, 16, 30, 400
 
 
@@ -151,12 +152,22 @@ def test_a_signal_saves_and_says_how_to_go_on(undisturbed: Path) -> None:
     assert final(path) == final(undisturbed / "whole")
 
 
+def short(undisturbed: Path, length: str) -> FitConfig:
+    """The configuration of the undisturbed run with fewer epochs."""
+    return check(FitConfig, {**yaml.safe_load((undisturbed / "config.yaml").read_text()), "for": length})
+
+
+@pytest.fixture(scope="module")
+def four_epochs(undisturbed: Path) -> Path:
+    """An undisturbed run of this process."""
+    fit(short(undisturbed, "4epochs"), undisturbed / "four", progress=Progress(quiet=True))
+    return undisturbed / "four"
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGUSR1])
-def test_every_signal_ends_the_loop_at_an_edge(sent: signal.Signals, undisturbed: Path, tmp_path: Path) -> None:
+def test_every_signal_ends_the_loop_at_an_edge(sent: signal.Signals, undisturbed: Path, four_epochs: Path, tmp_path: Path) -> None:
     """In this process, sent from a thread; afterwards the signal means what it meant before, and the resumed run ends as an undisturbed one."""
     before = signal.getsignal(sent)
-    content = check(FitConfig, {**yaml.safe_load((undisturbed / "config.yaml").read_text()), "for": "4epochs"})
-    fit(content, tmp_path / "whole", progress=Progress(quiet=True))
 
     def send() -> None:
         path = tmp_path / "stopped" / "metrics.jsonl"
@@ -167,16 +178,15 @@ def test_every_signal_ends_the_loop_at_an_edge(sent: signal.Signals, undisturbed
     sender = threading.Thread(target=send)
     sender.start()
     with pytest.raises(Interrupted, match=f"{sent.name}: saved at step"):
-        fit(content, tmp_path / "stopped", progress=Progress(quiet=True))
+        fit(short(undisturbed, "4epochs"), tmp_path / "stopped", progress=Progress(quiet=True))
     sender.join()
     assert signal.getsignal(sent) == before
     resume(tmp_path / "stopped", progress=Progress(quiet=True))
-    assert final(tmp_path / "stopped") == final(tmp_path / "whole")
+    assert final(tmp_path / "stopped") == final(four_epochs)
 
 
 def test_a_run_without_a_checkpoint_begins_again(undisturbed: Path, tmp_path: Path) -> None:
-    content = check(FitConfig, {**yaml.safe_load((undisturbed / "config.yaml").read_text()), "for": "2epochs"})
-    fit(content, tmp_path / "r", progress=Progress(quiet=True))
+    fit(short(undisturbed, "2epochs"), tmp_path / "r", progress=Progress(quiet=True))
     expected = final(tmp_path / "r")
     for name in ("LAST", "BEST"):
         (tmp_path / "r" / name).unlink()
