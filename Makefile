@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 # A C++ compiler is needed to verify the C++ export; where the machine has none, the ziglang wheel is one.
 COMPILER := $(shell command -v $${CXX:-c++} || command -v g++ || command -v clang++)
 
+# Processes that share the tests out between them. More of them need more memory: about 1.5 GB each.
+WORKERS ?= 2
+
 comma := ,
 EXTRAS := onnx$(if $(COMPILER),,$(comma)compiler)
 
@@ -33,10 +36,10 @@ demo: $(VENV)/.run  ## toy files -> teacher -> fixed-point student -> C++ and ON
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh demo.sh
 
 test: $(VENV)/.test  ## the test suite (under 15 minutes on two cores)
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal
 
 test-all: $(VENV)/.test  ## the test suite and the long tests
-	$(BIN)/pytest -q -m 'slow or not slow'
+	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m 'slow or not slow'
 
 lint: $(VENV)/.test  ## ruff, rules and format
 	$(BIN)/ruff check .
