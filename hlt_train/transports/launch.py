@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from hlt_train.errors import RunFailed, UsageError
 
-__all__ = ["Ended", "assign_gpu", "launch", "launched", "local_rank", "mpiexec", "replacement_command", "sweep"]
+__all__ = ["Ended", "assign_gpu", "launch", "launched", "leave_record", "local_rank", "mpiexec", "replacement_command", "sweep"]
 
 FOLDER = "HLT_TRAIN_RANKS"  # where the ranks of one launch leave their records
 INSTALL = "pip install 'hlt-train[mpi]'"
@@ -376,6 +376,16 @@ def _run(argv: list[str]) -> tuple[int, str]:
     return 0, ""
 
 
+def leave_record(rank: int, code: int, error: str, began: float = 0.0) -> None:
+    """How this process ended, for its launcher. A process that ends itself in a hurry (`os._exit`) leaves it before; without a launcher of ours, nothing."""
+    if FOLDER not in os.environ:
+        return
+    folder, pid = Path(os.environ[FOLDER]), os.getpid()
+    temporary = folder / f"part-{pid}"
+    temporary.write_text(json.dumps({"rank": rank, "pid": pid, "code": code, "error": error, "began": began, "time": time.time()}))
+    temporary.replace(folder / f"ended-{pid}.json")
+
+
 def main(argv: list[str]) -> int:
     """One rank: environment, MPI, the script, the record. Returns the code that mpiexec may see."""
     folder = Path(os.environ[FOLDER])
@@ -395,12 +405,7 @@ def main(argv: list[str]) -> int:
         rank = -1  # a replacement's rank in its own small world says nothing; its Post knows
     began = time.time()
     code, error = _run(argv)
-    if post.place is not None:
-        rank = post.place
-    record = {"rank": rank, "pid": pid, "code": code, "error": error, "began": began, "time": time.time()}
-    temporary = folder / f"part-{pid}"
-    temporary.write_text(json.dumps(record))
-    temporary.replace(folder / f"ended-{pid}.json")
+    leave_record(rank if post.place is None else post.place, code, error, began)
     if post.place is None and code == 0:
         MPI.Finalize()  # a script that exchanges nothing
         return 0

@@ -75,7 +75,7 @@ def touched(rows: np.ndarray, buckets: int) -> Rows:
 
 
 def how_of(comm: Any, wanted: str) -> How:
-    """node or rma: what was wanted, and with "auto" node where all ranks share one. To be called by all ranks.
+    """Node or rma: what was wanted, and with "auto" node where all ranks share one. To be called by all ranks.
 
     Raises:
         UsageError: a node was wanted and there are several.
