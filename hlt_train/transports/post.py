@@ -58,6 +58,17 @@ class Parcel(NamedTuple):
     payload: NDArray[np.uint8]
 
 
+def _lay(pieces: Iterable[NDArray[np.uint8]], out: NDArray[np.uint8]) -> None:
+    """Copy pieces into `out`, each from a multiple of 8 bytes on; what is between them is 0."""
+    place = 0
+    for piece in pieces:
+        out[place : place + piece.size] = piece
+        place += piece.size
+        gap = min(-place % 8, out.size - place)
+        out[place : place + gap] = 0
+        place += gap
+
+
 class _Outgoing(NamedTuple):
     request: Any
     buffer: Any
@@ -176,27 +187,32 @@ class Post:
         return sum(1 for o in self._out if o.data and to in (None, o.to))
 
     def send(self, to: int, tag: int, header: Sequence[int], payload: Any = None) -> None:
-        """Send a header and the bytes of an array; both are copied, so the caller may change them at once. Never blocks.
+        """Send a header and the bytes of an array, or of several in a list; all are copied, once, so the caller may change them at once. Never blocks.
 
-        A message to a dead rank, or to one that has left, is dropped and counted in `dropped`. A message to oneself arrives at the next `poll`.
+        Each array of a list begins at a multiple of 8 bytes, and the payload is as long as one. A message to a dead rank, or to one that has left, is dropped
+        and counted in `dropped`. A message to oneself arrives at the next `poll`.
         """
         if not 0 <= to < self.size:
             raise ValueError(f"there is no rank {to} among {self.size}")
         if len(header) > self.words:
             raise ValueError(f"a header of {len(header)} words to rank {to} is longer than the {self.words} that were agreed on")
-        body = np.empty(0, np.uint8) if payload is None else np.ascontiguousarray(payload).reshape(-1).view(np.uint8)
-        if body.size > self.capacity:
-            raise ValueError(f"a payload of {body.size} bytes to rank {to} is larger than the capacity, {self.capacity}")
+        several = isinstance(payload, list)
+        pieces = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (payload if several else [] if payload is None else [payload])]
+        size = sum(-(-piece.size // 8) * 8 for piece in pieces) if several else sum(piece.size for piece in pieces)
+        if size > self.capacity:
+            raise ValueError(f"a payload of {size} bytes to rank {to} is larger than the capacity, {self.capacity}")
         if to == self.rank:
-            self._inbox.append(Parcel(to, tag, np.array(header, np.int64), body.copy()))
-            self._count(self.bytes_sent, self.messages_sent, to, body.size + 8 * len(header))
-            self._count(self.bytes_received, self.messages_received, to, body.size + 8 * len(header))
+            body = np.empty(size, np.uint8)
+            _lay(pieces, body)
+            self._inbox.append(Parcel(to, tag, np.array(header, np.int64), body))
+            self._count(self.bytes_sent, self.messages_sent, to, size + 8 * len(header))
+            self._count(self.bytes_received, self.messages_received, to, size + 8 * len(header))
             return
         if to in self._dead or to in self._left:
             self.dropped[to] += 1
             return
-        if self._dispatch(to, DATA, tag, header, body):
-            self._count(self.bytes_sent, self.messages_sent, to, body.size + 8 * len(header))
+        if self._dispatch(to, DATA, tag, header, pieces, size):
+            self._count(self.bytes_sent, self.messages_sent, to, size + 8 * len(header))
         self._reap()
 
     @staticmethod
@@ -204,16 +220,14 @@ class Post:
         amount[peer] += size
         number[peer] += 1
 
-    def _dispatch(self, to: int, kind: int, tag: int = 0, header: Sequence[int] = (), body: Any = None) -> bool:
+    def _dispatch(self, to: int, kind: int, tag: int = 0, header: Sequence[int] = (), pieces: Sequence[NDArray[np.uint8]] = (), size: int = 0) -> bool:
         """Start one send; False if it was dropped. The death of the receiver is no error: it is learnt from the receive that is posted for it."""
-        size = 0 if body is None else body.size
         buffer = np.empty(self._offset + size, np.uint8)
         envelope = buffer[: self._offset].view(np.int64)
         envelope[:ENVELOPE] = kind, tag, len(header), 0
         envelope[ENVELOPE : ENVELOPE + len(header)] = header
         envelope[ENVELOPE + len(header) :] = 0
-        if size:
-            buffer[self._offset :] = body
+        _lay(pieces, buffer[self._offset :])
         try:
             request = self.comm.Isend([buffer, self._mpi.BYTE], self._rank_of[to], TAG)
         except self._mpi.Exception as error:
