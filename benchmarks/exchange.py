@@ -36,16 +36,14 @@ TENSORS = 4  # of the peer
 WARM = 12  # exchanges that are not counted
 # Functions of the worker's process whose time `--where` prints: (indentation, module, class or "", name).
 WATCHED = (
-    (0, "mpi", "Crew", "_pump"),
+    (0, "mpi", "Crew", "pump"),
     (1, "post", "Post", "poll"),
-    (1, "mpi", "Crew", "_on_answer"),
-    (1, "mpi", "Crew", "_send_report"),
-    (0, "actors", "Worker", "ask"),
-    (0, "mpi", "Crew", "_post_message"),
-    (1, "mpi", "", "pack"),
-    (1, "post", "Post", "send"),
+    (1, "_mpi_worker", "WorkerDesk", "on_answer"),
     (0, "actors", "Worker", "answer"),
     (1, "journal", "Journal", "__call__"),
+    (0, "actors", "Worker", "ask"),
+    (0, "_mpi_worker", "WorkerDesk", "_post_message"),
+    (1, "post", "Post", "send"),
 )
 
 
