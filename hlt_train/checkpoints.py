@@ -78,9 +78,12 @@ def save(run: Path, snapshot: Snapshot) -> Path:
     if snapshot.actors is not None:
         snapshot.actors.rename(writing / "actors")
     write_document(writing / "state.json", FORMAT, 1, {**snapshot.document, "sha256": digests})
+    old = place.with_name(f".{step}.old")
     if place.exists():  # written by a process that died before it moved LAST, or once more at the same step
-        shutil.rmtree(place)
+        shutil.rmtree(old, ignore_errors=True)
+        place.rename(old)
     writing.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
     return place
 
 

@@ -1,7 +1,7 @@
 """Training by processes: what every rank of a run with `--transport mpi` does, from its first message to its last.
 
 Rank 0 begins as the clerk. After a recovery the roles are cast anew among the living, and a rank may find itself the clerk; a session that ends in a recovery
-is followed by another that begins at the last checkpoint.
+is followed by another that begins at the last checkpoint. A process that has no role waits until it is needed.
 """
 
 from __future__ import annotations
@@ -15,21 +15,25 @@ from typing import Any
 import numpy as np
 
 from hlt_train import checkpoints
-from hlt_train.clerk import Clerk, Work, cast
+from hlt_train.books import Work
+from hlt_train.casting import cast, make_role
+from hlt_train.clerk import Clerk
 from hlt_train.errors import HltTrainError, RunFailed
-from hlt_train.files import read_arrays, write_document
+from hlt_train.files import read_document, write_document
 from hlt_train.progress import Progress
 from hlt_train.run import Run
 from hlt_train.signals import StopRequest
 from hlt_train.timeline import Timeline
-from hlt_train.transports.dealing import Deal, deals, inherit
-from hlt_train.transports.freeze import thaw
-from hlt_train.transports.mpi import Crew, Recovery, Role, actor_file, capacity
+from hlt_train.transports.account import Coverage
+from hlt_train.transports.mpi import PATIENCE, Crew, Role, capacity
 from hlt_train.transports.options import MpiOptions
-from hlt_train.transports.post import Parcel, Post
-from hlt_train.transports.protocol import WORDS, Tag, from_json, to_json
+from hlt_train.transports.post import Post
+from hlt_train.transports.protocol import WORDS, Mail, Recovery, Tag, from_json, to_json
 
 __all__ = ["Ranks", "open_post"]
+
+RECOVERIES = "recoveries.json"
+LEAVE = 5.0  # seconds that the last words may take
 
 
 def open_post(work: Work) -> Post:
@@ -41,23 +45,38 @@ class Ranks:
     """This process's part in a run by processes.
 
     Args:
-        post: the post office.
+        mail: of this process, for all of its life.
         work: what is trained.
         options: of the transport.
         path: the run directory.
         opened: makes or opens the run; called by the clerk alone.
-        progress: where to say how far it is.
+        progress: where the clerk says how far it is.
         respawn: what Python runs in a replacement.
+        first: number of the first session.
     """
 
+    clerk_kind: type[Clerk] = Clerk  # for engines in which workers do not exchange by messages alone
+    crew_kind: type[Crew] = Crew
+
     def __init__(
-        self, post: Post, work: Work, options: MpiOptions, path: Path, opened: Callable[[], Run], progress: Progress, respawn: Sequence[str] | None = None
+        self,
+        mail: Mail,
+        work: Work,
+        options: MpiOptions,
+        path: Path,
+        opened: Callable[[], Run],
+        progress: Progress,
+        respawn: Sequence[str] | None = None,
+        *,
+        first: int = 0,
     ) -> None:
-        self.post, self.work, self.options, self.path, self.opened, self.progress, self.respawn = post, work, options, path, opened, progress, respawn
+        self.mail, self.post, self.work, self.options, self.path, self.opened, self.progress = mail, mail.post, work, options, path, opened, progress
+        self.respawn, self.first = respawn, first
         self.role: Role | None = None
         self.run: Run | None = None
         self.timeline = Timeline()
-        self.respawns = options.respawn if not work.program.strategy.peers else 0
+        self.respawns = 0 if work.program.strategy.peers else options.respawn
+        self._coverage: Coverage | None = None  # of the session that this process led before
         self._extended = False
 
     def train(self, *, extended: bool = False) -> dict[str, Any] | None:
@@ -68,123 +87,158 @@ class Ranks:
             SystemExit: with its code, on the other ranks.
         """
         self._extended = extended
-        session = 0
+        alive, again = self.post.alive, self.post.replacement
         while True:
             try:
-                if self._is_clerk():
-                    return self._lead(session)
-                return self._follow()
+                if again:
+                    alive, again = self._agree(), False
+                clerk = self._clerk(alive)
+                if clerk == self.post.rank:
+                    return self._lead(alive)
+                self._follow(clerk)
+                return None
             except Recovery:
-                replaced = self.post.recover(self.respawn if self.respawns > 0 else None, patience=self.options.watchdog)
-                self.respawns = max(0, self.respawns - len(replaced))
-                session = (0 if self.role is None else self.role.session) + 1
+                self.post.recover(self.respawn if self.respawns > 0 else None, patience=self.options.watchdog)
+                again = True
 
-    def _is_clerk(self) -> bool:
+    def _agree(self) -> tuple[int, ...]:
+        """After a recovery: the latest role that any of the living knows is everybody's. Returns the living."""
+        alive = self.post.alive
+        self.mail.begin(-self.post.epoch)
+        mine = None if self.post.replacement and self.role is None else {"role": None if self.role is None else self.role.document(), "respawns": self.respawns}
+        for rank in alive:
+            self.mail.send(rank, Tag.KNOWN, payload=to_json(mine))
+        known: dict[int, Any] = {}
+        began = time.monotonic()
+        while not set(alive) <= set(known):
+            for parcel in self.mail.poll(0.05):
+                known[parcel.source] = from_json(parcel.payload)
+            if self.post.called or self.post.dead & (set(alive) - set(known)):
+                raise Recovery
+            if time.monotonic() - began > self.options.watchdog:
+                raise RunFailed(f"no word of ranks {sorted(set(alive) - set(known))} after a recovery")
+        old = [content for content in known.values() if content is not None]
+        self.respawns = max(0, min(content["respawns"] for content in old) - (len(known) - len(old)))
+        roles = [content["role"] for content in old if content["role"] is not None]
+        self.role = Role.of(max(roles, key=lambda role: role["session"])) if roles else None
+        return alive
+
+    def _next_session(self) -> int:
+        return self.first if self.role is None else self.role.session + 1
+
+    def _clerk(self, alive: Sequence[int]) -> int:
+        """Who leads the next session."""
         if self.role is None:
-            return not self.post.replacement and self.post.rank == self.post.alive[0]
-        return cast(self.role, self.post.alive, len(self.role.shards), len(self.role.workers), self._beside())[0] == self.post.rank
-
-    def _beside(self) -> bool:
-        return self.options.exchange == "alltoall"
+            return alive[0]
+        return cast(self.role, alive, len(self.role.shards), sorted(self.role.workers), beside=self.options.exchange != "server")[0]
 
     # The clerk.
 
-    def _lead(self, session: int) -> dict[str, Any]:
+    def _lead(self, alive: Sequence[int]) -> dict[str, Any]:
         began = time.monotonic()
-        if self.run is None:
-            self.run = self.opened()
-        role = self.role = self._cast(session)
-        for rank in sorted({*role.workers.values(), *role.shards}):
-            self.post.send(rank, Tag.ROLE, (session,), to_json({**role.document(), "respawns": self.respawns}))
-        clerk = Clerk(self.post, self.run, self.work, self.options, role, self.timeline, self.progress, self.respawns)
-        clerk.begin(extended=self._extended)
-        self._extended = False
-        if session:
-            self.run.log(f"session {session}: clerk rank {role.clerk}, shards {role.shards}, workers {role.workers}")
+        self.mail.begin(self._next_session())
         try:
-            ended = clerk.lead()
-        except HltTrainError:
-            self.post.flush(5.0)
+            clerk = self._prepare(alive)
+        except HltTrainError as error:
+            for rank in alive:
+                if rank != self.post.rank:
+                    self.mail.send(rank, Tag.END, error.exit_code, payload=np.frombuffer(error.what.encode()[:4000], np.uint8))
+            self.post.flush(LEAVE)
             raise
-        figures = self._finish(clerk, ended)
-        self.post.flush(5.0)
+        try:
+            digests = clerk.lead()
+        except HltTrainError:
+            self.post.flush(LEAVE)
+            raise
+        finally:
+            self._coverage = clerk.books.coverage
+        figures = self._finish(clerk, digests)
+        self.post.flush(LEAVE)
         return {**clerk.record.summary(time.monotonic() - began), **figures}
 
-    def _cast(self, session: int) -> Role:
-        """The roles of a session, with what each worker has to do where that is not in its checkpoint."""
-        program = self.work.program
-        shards = 0 if program.strategy.peers else program.shards
-        clerk, places, ranks = cast(self.role, self.post.alive, shards, program.workers, self._beside())
+    def _prepare(self, alive: Sequence[int]) -> Clerk:
+        """The roles and the state at the beginning of a session; everybody is told."""
+        if self.run is None:
+            self.run = self.opened()
+        plan, old = self.work.plan, self.role
         step = checkpoints.pointed(self.path, "LAST")
-        warm = program.strategy.warm
-        joining: dict[int, list[int]] = {}
-        given: dict[int, list[list[int]]] = {}
-        if step is None:
-            folder = None
-            dealt = dict(enumerate(deals(program.workers, self.work.steps, warm)))
-            given = {k: dealt[k].document() for k in ranks}
-            started = not warm
-        else:
-            folder = self.path / "checkpoints" / str(step) / "actors"
-            orphans = checkpoints.document(self.path, step)["orphans"]
-            dealt = {k: _stored_deal(folder, k) for k in range(program.workers) if actor_file(folder, "worker", k).is_file()}
-            for k in ranks:
-                if k not in dealt:  # it died before the checkpoint; its replacement takes up what was kept for it, or nothing
-                    t, left = orphans.pop(str(k), [0, []])
-                    joining[k], given[k] = [t, (session + 1) << 32], left
-            dealt |= {int(k): Deal(left) for k, (_, left) in orphans.items()}
-            started = not warm or self._t_of(folder) >= warm * program.workers
-        inherits: dict[int, list[list[int]]] = {}
-        for k in sorted(set(dealt) - set(ranks)):
-            for heir, sources in inherit(dealt[k], (), sorted(ranks)).items():
-                inherits[heir] = [*inherits.get(heir, []), *(list(s) for s in sources)]
-        return Role(session, clerk, places, ranks, given, inherits, "" if folder is None else str(folder), joining, started)
+        ended = 0 if step is None else int(checkpoints.document(self.path, step)["ended_epoch"])
+        holds = plan.patience is not None and self.work.program.strategy.quorum == 0
+        role = self.role = make_role(
+            self._next_session(),
+            old,
+            alive,
+            self.work.program,
+            self.options,
+            self.path,
+            steps=self.work.steps,
+            limit=(ended + 1) * self.work.steps_per_epoch if holds else -1,
+            respawns=self.respawns,
+            extended=self._extended and old is None,
+        )
+        clerk = self.clerk_kind(self.mail, self.run, self.work, self.options, role, self.timeline, self.progress)
+        clerk.begin(self._coverage, recovered=old is not None)
+        for rank in alive:
+            if rank != self.post.rank:
+                self.mail.send(rank, Tag.ROLE, payload=to_json(role.document()))
+        if old is not None:
+            self._note_recovery(clerk, step, sorted(set(range(self.post.size)) - set(alive)))
+        return clerk
 
-    @staticmethod
-    def _t_of(folder: Path) -> int:
-        stored = read_arrays(actor_file(folder, "worker", 0))
-        return int(thaw(from_json(stored.pop("document")), stored)["t"])
+    def _note_recovery(self, clerk: Clerk, step: int | None, dead: list[int]) -> None:
+        """What happened, for the log and for `transport.json`."""
+        role, (shares, messages) = clerk.role, clerk.lost
+        line = {"session": role.session, "restored": step, "dead": dead, "lost_shares": shares, "lost_messages": messages}
+        path = clerk.run.path / RECOVERIES
+        known = read_document(path, "hlt-train/recoveries", 1)["recoveries"] if path.is_file() else []
+        write_document(path, "hlt-train/recoveries", 1, {"recoveries": [*known, line]})
+        lost = "what had been applied since cannot be counted" if messages is None else f"{messages} messages that the server had served since"
+        lost += f", with {shares} shares of the data, are done once more" if shares is not None else ": their shares are done once more, uncounted (clerk died)"
+        text = f"session {role.session} from {'the beginning' if step is None else f'step {step}'}: dead {dead}, clerk {role.clerk}, shards {role.shards}"
+        clerk.run.log(f"{text}, workers {role.workers}; {lost}")
+        clerk.record.progress(f"recovered from {'the beginning' if step is None else f'the checkpoint of step {step}'} without ranks {dead or 'missing'}")
 
-    def _finish(self, clerk: Clerk, ended: dict[str, Any]) -> dict[str, Any]:
+    def _finish(self, clerk: Clerk, digests: dict[str, Any]) -> dict[str, Any]:
         """Write what is known only at the end."""
-        run = clerk.run
-        write_document(run.path / "coverage.json", "hlt-train/coverage", 1, self.work.finish(clerk.coverage, clerk.record.tally.step))
-        errors = ended["wire_errors"]
-        wire = {"format": self.options.wire, "messages": len(errors), "relative_error": float(np.mean(errors)) if errors else 0.0}
-        content = {"transport": "mpi", "dead": sorted(clerk.dead), **clerk.account.document(), "wire": wire, "digests": ended["digests"]}
+        run, books = clerk.run, clerk.books
+        write_document(run.path / "coverage.json", "hlt-train/coverage", 1, self.work.finish(books.coverage, clerk.record.tally.step))
+        coded, error = books.wire
+        wire = {"format": self.options.wire, "messages": coded, "relative_error": error / coded if coded else 0.0}
+        path = run.path / RECOVERIES
+        recoveries = read_document(path, "hlt-train/recoveries", 1)["recoveries"] if path.is_file() else []
+        missing = sorted(set(range(clerk.n)) - clerk.alive)
+        content = {"transport": "mpi", "dead": missing, "recoveries": recoveries, **books.account.document(), "wire": wire, "digests": digests}
         write_document(run.path / "transport.json", "hlt-train/transport", 1, content)
         if self.options.timeline:
             self.timeline.write(run.path / "timeline.json", "wall")
-        return clerk.short()
+        return books.short()
 
     # Everybody else.
 
-    def _follow(self) -> None:
+    def _follow(self, clerk: int) -> None:
         """Wait for a role and work. Signals are the clerk's to answer: the others wait for what it says."""
         with StopRequest():
-            parcel = self._wait_for_role()
-            content = from_json(parcel.payload)
-            self.respawns = content.pop("respawns")
-            self.role = Role.of(content)
-            crew = Crew(
-                self.post,
-                self.role,
-                self.work.program,
-                self.work.data,
-                portions=self.work.steps * self.work.program.workers,
-                steps_per_epoch=self.work.steps_per_epoch,
-                run=self.path,
-                spans=self.options.timeline,
-                report_every=self.options.report_every,
-            )
+            self.role = self._wait_for_role(clerk)
             try:
+                crew = self.crew_kind(
+                    self.mail,
+                    self.role,
+                    self.work.program,
+                    self.work.data,
+                    portions=self.work.steps * self.work.program.workers,
+                    steps_per_epoch=self.work.steps_per_epoch,
+                    run=self.path,
+                    spans=self.options.timeline,
+                    report_every=self.options.report_every,
+                    watchdog=self.options.watchdog,
+                )
                 code, _text = crew.run_session()
             except Recovery:
                 raise
             except Exception as error:
                 self._tell(error)
                 raise
-        self.post.flush(5.0)
+        self.post.flush(LEAVE)
         if code:  # the clerk says what happened
             raise SystemExit(code)
 
@@ -194,23 +248,23 @@ class Ranks:
         text = error.what if isinstance(error, HltTrainError) else f"{type(error).__name__}: {error}"
         with (self.path / "log.txt").open("a") as stream:
             stream.write(f"rank {self.post.rank}: {traceback.format_exc()}\n")
-        self.post.send(self.role.clerk, Tag.ERROR, (self.role.session,), np.frombuffer(text.encode()[:4000], np.uint8))
-        self.post.flush(5.0)
+        self.mail.send(self.role.clerk, Tag.ERROR, payload=np.frombuffer(text.encode()[:4000], np.uint8))
+        self.post.flush(LEAVE)
 
-    def _wait_for_role(self) -> Parcel:
-        deadline = time.monotonic() + self.options.watchdog
-        while True:
-            for parcel in self.post.poll(0.2, deadline=deadline, awaited=[self.post.alive[0]]):
+    def _wait_for_role(self, clerk: int) -> Role:
+        self.mail.begin(self._next_session())
+        began, kept, role = time.monotonic(), [], None
+        while role is None:
+            for parcel in self.mail.poll(0.2):
                 if parcel.tag == Tag.ROLE:
-                    return parcel
-                if parcel.tag == Tag.END:
-                    raise RunFailed(parcel.payload.tobytes().decode())
-            if self.post.called or self.post.alive[0] == self.post.rank:
+                    role = Role.of(from_json(parcel.payload))
+                elif parcel.tag == Tag.END:
+                    raise SystemExit(int(parcel.header[1]))
+                else:  # of somebody who knows his role already
+                    kept.append(parcel)
+            if self.post.called or clerk in self.post.dead:
                 raise Recovery
-
-
-def _stored_deal(folder: Path, worker: int) -> Deal:
-    """What a worker had to do at a checkpoint."""
-    stored = read_arrays(actor_file(folder, "worker", worker))
-    content = thaw(from_json(stored.pop("document")), stored)
-    return Deal(content["deal"])
+            if role is None and time.monotonic() - began > PATIENCE * self.options.watchdog:
+                raise RunFailed(f"rank {self.post.rank} has waited {time.monotonic() - began:.0f} s for the clerk, rank {clerk}, to begin")
+        self.mail.keep(kept)
+        return role

@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 from hlt_train import devices
+from hlt_train.books import Work
+from hlt_train.casting import processes, shards_of
 from hlt_train.certificate import certificate, identities
-from hlt_train.clerk import Work
 from hlt_train.configuration import check, merge
 from hlt_train.crew import Ranks, open_post
 from hlt_train.data import normalise
@@ -24,19 +25,18 @@ from hlt_train.fit import FitConfig, prepare
 from hlt_train.fleet import make_program, overlapped
 from hlt_train.preparation import Prepared, check_same, describe, sum_up
 from hlt_train.progress import Progress
+from hlt_train.race import RaceRanks, owners_of, racing
 from hlt_train.run import Run, read_config
 from hlt_train.shares import Shares
+from hlt_train.strategies import Setup, Strategy
 from hlt_train.task import stays
 from hlt_train.transports import options as transports
 from hlt_train.transports.launch import launch, launched
+from hlt_train.transports.protocol import Mail
+from hlt_train.unreliable import DatagramRanks, by_datagrams
 from hlt_train.validation import Validator
 
-__all__ = ["fit_by_processes", "ranks_of", "resume_by_processes"]
-
-
-def ranks_of(options: transports.MpiOptions, *, peers: bool) -> int:
-    """How many processes a run has: the clerk, the workers, and the shards where they have processes of their own."""
-    return 1 + options.workers + (0 if peers or options.exchange != "server" else options.servers)
+__all__ = ["fit_by_processes", "resume_by_processes"]
 
 
 def fit_by_processes(config: FitConfig, path: Path, argv: Sequence[str], *, progress: Progress) -> dict[str, Any] | None:
@@ -66,26 +66,33 @@ def _launch(config: FitConfig, argv: Sequence[str]) -> None:
         )
     options = transports.parse(config.transport)
     assert isinstance(options, transports.MpiOptions)
-    ended = launch(argv, ranks_of(options, peers=_peers(config)), fault_tolerant=options.with_ft, nproc=options.nproc)
+    ended = launch(argv, _count(options, _rule(config)), fault_tolerant=options.with_ft, nproc=options.nproc)
     if ended.code:
         if ended.killed and not ended.errors:
             raise RunFailed(f"processes were killed: {ended.text}", then="--with-ft survives that; --resume continues from the last checkpoint")
         raise SystemExit(ended.code)
 
 
-def _peers(config: FitConfig) -> bool:
-    """Whether the strategy has no server."""
+def _count(options: transports.MpiOptions, strategy: Strategy) -> int:
+    """How many processes a run has."""
+    if racing(strategy, options):
+        return processes(options, peers=True) + owners_of(options)
+    return processes(options, peers=strategy.peers)
+
+
+def _rule(config: FitConfig) -> Strategy:
+    """The strategy, for its properties."""
     import optax
 
     from hlt_train import plugins
     from hlt_train.preparation import options as of
-    from hlt_train.strategies import Setup
 
     rule = config.strategy["name"]
     options = transports.parse(config.transport)
     assert isinstance(options, transports.MpiOptions)
     setup = Setup(options.workers, optax.constant_schedule(config.learning_rate), optax.sgd)
-    return bool(plugins.factory("strategies", rule)(setup, **plugins.parse_options("strategies", rule, of(config.strategy))).peers)
+    made: Strategy = plugins.factory("strategies", rule)(setup, **plugins.parse_options("strategies", rule, of(config.strategy)))
+    return made
 
 
 def _train(
@@ -102,8 +109,7 @@ def _train(
     ready = prepare(config, mesh, quiet, inputs=known)
     with ready.dataset:
         work = _work(ready, options, mesh)
-        if place[1] < ranks_of(options, peers=work.program.strategy.peers):
-            wanted = ranks_of(options, peers=work.program.strategy.peers)
+        if place[1] < (wanted := _count(options, work.program.strategy)):
             raise UsageError(
                 f"this run needs {wanted} processes, there are {place[1]}", then=f"mpirun -n {wanted} hlt-train fit ..., or fewer --workers or --servers"
             )
@@ -120,7 +126,9 @@ def _train(
             describe(ready, mesh, run)
             return run
 
-        ranks = Ranks(post, work, options, path.resolve(), opened, quiet, list(argv))
+        rule = work.program.strategy
+        kind = RaceRanks if racing(rule, options) else DatagramRanks if by_datagrams(rule, options) else Ranks
+        ranks = kind(Mail(post), work, options, path.resolve(), opened, progress, list(argv))
         try:
             summary = ranks.train(extended=extended)
             if summary is None or ranks.run is None:
@@ -139,7 +147,7 @@ def _work(ready: Prepared, options: transports.MpiOptions, mesh: Any) -> Work:
     resident = stays(task, plan, mesh)
     shares = Shares(task.train, options.workers, task.batch, resident=resident)
     strategy = overlapped(ready.strategy, overlap=options.overlap)
-    servers = options.workers if options.exchange == "alltoall" else options.servers
+    servers = shards_of(options)
     program, unravel = make_program(task, strategy, shares((0, 0)), workers=options.workers, servers=servers, seed=plan.seed, wire=options.wire)
     validator = Validator(task.losses, task.validation, mesh, resident=resident)
     rate = jax.jit(ready.schedule)

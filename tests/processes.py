@@ -1,11 +1,13 @@
 """Runs by processes on a small problem without ROOT files: what each rank of a test runs (`launch(["tests/processes.py", JOBS], ranks)`).
 
-A job is {"rule", "options", "run", "workers", "servers", "steps", ...}; a file holds a list of them, done one after the other by the same processes: they start
-once. The problem is a regression by a network of two layers, wide enough for XLA to use more than one thread.
+A file holds a list of jobs, done one after the other by the same processes: they start once, and compile a rule once. Then they share out the replays, which
+must have the thread pool of the recording. The problem is a regression by a network of two layers, wide enough for XLA to use more than one thread: with
+another size of the pool (NPROC) the bits are others.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -23,8 +25,10 @@ import optax
 from jax.flatten_util import ravel_pytree
 
 from hlt_train import plugins
-from hlt_train.clerk import Work
+from hlt_train.books import Work
+from hlt_train.casting import processes, shards_of
 from hlt_train.crew import Ranks
+from hlt_train.files import write_text
 from hlt_train.fleet import digest, overlapped
 from hlt_train.progress import Progress
 from hlt_train.run import Run
@@ -36,10 +40,10 @@ from hlt_train.transports.mpi import capacity
 from hlt_train.transports.options import MpiOptions
 from hlt_train.transports.post import Post
 from hlt_train.transports.program import Program
-from hlt_train.transports.protocol import WORDS
+from hlt_train.transports.protocol import WORDS, Mail
 from hlt_train.transports.replay import Replay
 
-ROWS, INPUTS = 32, 8
+ROWS, INPUTS = 256, 64
 
 
 class Job(NamedTuple):
@@ -53,7 +57,7 @@ class Job(NamedTuple):
     steps: int = 40
     per_epoch: int = 20
     rate: float = 0.05
-    width: int = 32
+    width: int = 256
     overlap: bool = False
     wire: str = "float32"
     exchange: str = "server"
@@ -68,6 +72,7 @@ class Job(NamedTuple):
     kill: list[Any] = []  # noqa: RUF012 - [rank, batch or serve, signal]
     raises: list[int] = []  # noqa: RUF012 - [worker, batch]
     extended: bool = False
+    replay: bool = False  # when all jobs are done, into `replay.json`
 
 
 def network(width: int) -> tuple[np.ndarray, Any]:
@@ -90,6 +95,17 @@ def rows(share: tuple[int, int], per_epoch: int, workers: int) -> tuple[np.ndarr
     return x, np.sin(x @ np.linspace(-1, 1, INPUTS).astype(np.float32))
 
 
+def made(job: Job) -> Program:
+    """The program of a job; those that differ in nothing else share one."""
+    same = ("rule", "options", "workers", "servers", "per_epoch", "rate", "width", "overlap", "wire", "exchange", "seed")
+    return _made(json.dumps({name: getattr(job, name) for name in same}))
+
+
+@functools.cache
+def _made(content: str) -> Program:
+    return make_program(Job(run="", **json.loads(content)))
+
+
 def make_program(job: Job) -> Program:
     vector, unravel = network(job.width)
 
@@ -100,21 +116,20 @@ def make_program(job: Job) -> Program:
 
     setup = Setup(job.workers, optax.constant_schedule(job.rate), optax.sgd, portions=job.per_epoch * job.workers)
     strategy = overlapped(plugins.factory("strategies", job.rule)(setup, **plugins.parse_options("strategies", job.rule, job.options)), overlap=job.overlap)
-    shards = job.workers if job.exchange == "alltoall" else job.servers
     return Program(
         strategy,
         lambda v, batch, _key: jax.value_and_grad(loss)(v, batch),
         vector,
         rows((0, 0), job.per_epoch, job.workers),
         workers=job.workers,
-        shards=1 if strategy.peers else shards,
+        shards=1 if strategy.peers else shards_of(options(job)),
         seed=job.seed,
         wire=job.wire,
     )
 
 
 def make_work(job: Job, rank: int) -> Work:
-    program = make_program(job)
+    program = made(job)
     _, unravel = network(job.width)
     counted = [0]
 
@@ -168,15 +183,14 @@ def opened(path: Path) -> Run:
 
 
 def ranks_of(job: Job) -> int:
-    peers = make_program(job).strategy.peers
-    return 1 + job.workers + (0 if peers or job.exchange == "alltoall" else job.servers)
+    return processes(options(job), peers=made(job).strategy.peers)
 
 
 def replayed(job: Job) -> dict[str, Any]:
     """The digests of a replay of a job's run, as `transport.json` holds them."""
     import hashlib
 
-    path, program = Path(job.run), make_program(job)
+    path, program = Path(job.run), made(job)
     shards = 0 if program.strategy.peers else program.shards
     again = Replay(
         program,
@@ -196,17 +210,20 @@ def replayed(job: Job) -> dict[str, Any]:
 
 def main() -> None:
     jobs = [Job(**content) for content in json.loads(Path(sys.argv[1]).read_text())]
-    post = Post(max(capacity(make_program(job)) for job in jobs), words=WORDS)
-    for job in jobs:
+    post = Post(max(capacity(made(job)) for job in jobs), words=WORDS)
+    mail = Mail(post)
+    for number, job in enumerate(jobs):
         work = make_work(job, post.rank)
         path = Path(job.run)
         respawn = [sys.argv[0], *sys.argv[1:]]
-        ranks = Ranks(post, work, options(job), path, lambda p=path: opened(p), Progress(quiet=True), respawn)
+        ranks = Ranks(mail, work, options(job), path, lambda p=path: opened(p), Progress(quiet=True), respawn, first=1000 * number)
         result = ranks.train(extended=job.extended)
         if result is not None and ranks.run is not None:
-            ranks.run.log(json.dumps(result))
             ranks.run.__exit__(None, None, None)
-    post.close(30.0)
+    for number, job in enumerate(jobs):
+        if job.replay and number % post.size == post.rank:
+            write_text(Path(job.run) / "replay.json", json.dumps(replayed(job)))
+    post.close(300.0)
 
 
 if __name__ == "__main__":

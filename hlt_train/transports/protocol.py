@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from hlt_train.transports.dealing import Share
+from hlt_train.transports.post import Parcel, Post
 from hlt_train.transports.program import Specs
 
-__all__ = ["WORDS", "Tag", "from_json", "join_shares", "pack", "size_of", "split_shares", "to_json", "unpack"]
+__all__ = ["WORDS", "Mail", "Recovery", "Tag", "from_json", "handle", "join_shares", "pack", "size_of", "split_shares", "to_json", "unpack"]
 
 WORDS = 12  # of a header
 
@@ -24,31 +25,88 @@ class Tag(IntEnum):
     """Kinds of messages; the header after the session's number, and the payload."""
 
     ROLE = 1  # clerk -> all: JSON, who is who and where to begin
-    PUSH = 2  # worker -> shard: sequence, point, push, fetch, clock, shares; shares then leaves
+    PUSH = 2  # worker -> shard: source, sequence, point, push, fetch, shard, clock, number of shares; shares then leaves
     ANSWER = 3  # shard -> worker: sequence, shard, clock; leaves
-    PEER = 4  # worker -> worker: sequence, point, push; leaves
+    PEER = 4  # worker -> worker: source, sequence, point, push; leaves
     FATES = 5  # shard 0 -> clerk: int64 of (source, sequence, fate, staleness, shares, (step, owner)...)
-    REPORT = 6  # worker -> clerk: JSON
-    FINISHED = 7  # worker -> shards, clerk: t
-    ORDER = 8  # shard 0 -> other shards: kind (0 serve, 1 late); int64 of (source, sequence)
-    MEASURE = 9  # shard -> shard 0: bytes of the measure
-    TOTAL = 10  # shard 0 -> other shards: bytes of the sum
-    JOINS = 11  # worker -> shard
+    REPORT = 6  # worker -> clerk: worker; JSON
+    FINISHED = 7  # worker -> shards, clerk: worker, t
+    ORDER = 8  # shard 0 -> other shards: kind (0 serve, 1 late, 2 nothing more before the pause of that number); int64 of (source, sequence)
+    MEASURE = 9  # shard -> shard 0: shard; bytes of the measure
+    TOTAL = 10  # shard 0 -> other shards: shard; bytes of the sum
+    JOINS = 11  # worker -> shard: worker, shard
     WELCOME = 12  # shard -> worker: shard, clock; slice
     PARAMS = 13  # clerk -> shards (peers: workers): number of the request
-    VECTOR = 14  # shard (peer) -> clerk: number, index, clock; slice (a peer: its state)
-    PAUSE = 15  # clerk -> all: number, t at which to pause (-1: at once)
-    PAUSED = 16  # worker -> shards (peers: workers): number
-    SAVED = 17  # actor -> clerk: number, kind (0 worker, 1 shard), index
-    PASSED = 18  # worker -> clerk: number; it is beyond the point already
-    GO = 19  # clerk -> all: number
+    VECTOR = 14  # shard (peer) -> clerk: number, index; slice (a peer: its state)
+    PAUSE = 15  # clerk -> all: number
+    PAUSED = 16  # actor -> those it sends to: number, kind (0 worker, 1 shard), index: nothing more comes from me before GO
+    SAVED = 17  # actor -> clerk: number, kind, index
+    GO = 18  # clerk -> all: number
+    WARM = 19  # worker 0 -> workers: the steps that it does alone are over
     DEATH = 20  # clerk -> all: worker
     FORGOTTEN = 21  # shard 0 -> clerk: worker
     TAKEOVER = 22  # clerk -> worker: JSON, sources
-    RECOVER = 23  # clerk -> all: 1 if the dead are replaced
+    LIMIT = 23  # clerk -> workers: t at which they wait
     STOP = 24  # clerk -> workers: no further batch
     END = 25  # clerk -> all: exit code; text
     ERROR = 26  # anyone -> clerk: text
+    KNOWN = 27  # all -> all, after a recovery: JSON, the latest role that the sender knows
+    ADDRESS = 28  # worker -> workers: JSON, where it receives datagrams
+
+
+class Recovery(Exception):
+    """The session cannot go on without a process that is dead, or the dead are to be replaced: leave what you do and recover."""
+
+
+class Mail:
+    """A post office as one session sees it: what belongs to an earlier session is dropped, what belongs to a later one is kept until that begins.
+
+    Attributes:
+        session: its number.
+    """
+
+    def __init__(self, post: Post) -> None:
+        self.post = post
+        self.session = -1
+        self._early: list[Parcel] = []
+        self._ready: list[Parcel] = []
+
+    def begin(self, session: int) -> None:
+        """From now on it is that session."""
+        self.session = session
+        kept, self._early, self._ready = self._early, [], []
+        self._sort(kept)
+
+    def send(self, to: int, tag: Tag, *header: int, payload: Any = None) -> None:
+        """Send a message of this session."""
+        self.post.send(to, tag, (self.session, *header), payload)
+
+    def poll(self, timeout: float) -> list[Parcel]:
+        """What has come for this session; see `Post.poll`."""
+        self._sort(self.post.poll(0.0 if self._ready else timeout))
+        found, self._ready = self._ready, []
+        return found
+
+    def keep(self, parcels: Iterable[Parcel]) -> None:
+        """They come again with the next `poll`, before all others."""
+        self._ready = [*parcels, *self._ready]
+
+    def _sort(self, parcels: Iterable[Parcel]) -> None:
+        for parcel in parcels:
+            session = int(parcel.header[0])
+            if session > self.session:
+                self._early.append(parcel)
+            elif session == self.session:
+                self._ready.append(parcel)
+
+
+def handle(parcel: Parcel, actors: Iterable[Any]) -> None:
+    """Call `on_<tag>(parcel, *header)` of those that have it."""
+    name = f"on_{Tag(parcel.tag).name.lower()}"
+    words = [int(word) for word in parcel.header[1:]]
+    for actor in actors:
+        if (method := getattr(actor, name, None)) is not None:
+            method(parcel, *words)
 
 
 def to_json(content: Any) -> np.ndarray:
