@@ -153,10 +153,12 @@ def rank(target: Path, given: argparse.Namespace) -> None:
     from hlt_train.progress import Progress
     from hlt_train.run import Run
     from hlt_train.transports.options import MpiOptions
+    from hlt_train.transports.protocol import Mail
 
     n, seconds = int(given.megabytes * 2**18), given.milliseconds / 1e3
     works = {mode: work(n, seconds, given.steps, overlap=mode == "overlap") for mode in ("overlap", "waiting")}
     post = open_post(works["overlap"])
+    mail = Mail(post)
     two = post.comm.Split(0 if post.rank in (0, 2) else 1, post.rank)
     times: dict[str, list[tuple[float, float]]] = defaultdict(list)
     if given.where:
@@ -179,9 +181,9 @@ def rank(target: Path, given: argparse.Namespace) -> None:
                 for calls in times.values():
                     calls.clear()
                 path = target / f"{mode}{repeat}"
-                ranks = Ranks(
-                    post, works[mode], MpiOptions(name="mpi", workers=1, overlap=mode == "overlap"), path, functools.partial(opened, path), Progress(quiet=True)
-                )
+                options = MpiOptions(name="mpi", workers=1, overlap=mode == "overlap")
+                first = 1000 * (2 * repeat + (mode == "waiting"))
+                ranks = Ranks(mail, works[mode], options, path, functools.partial(opened, path), Progress(quiet=True), first=first)
                 works[mode].program.spans.clear()
                 if ranks.train() is not None:
                     ranks.run.__exit__(None, None, None)

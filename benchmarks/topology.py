@@ -10,7 +10,8 @@ Toy topologies (`hlt-train toy --kind topology`), the LSTM of 3,024 parameters, 
 For each number of workers N the columns alternate in the same processes, so that other load on the machine meets all of them. Times count from the first
 gradient, compiled before. Then the simulator (`--transport simulate`) predicts the same with the times of a batch, of a message and of the server measured at
 N = 1: beside the real runs on as many cores as here, and for more workers with a core each. Compare what stands in one table only: every ratio is against
-`alone` of the same repeats.
+`alone` of the same repeats. Where other processes want the cores too, several processes get more of them than one does, so that the ratios flatter the columns
+with many; the CPU time of all processes per batch does not depend on that (but a process that spins while it waits spins longer).
 
     python benchmarks/topology.py [-n 20000] [--particles 32] [--epochs 6] [--repeats 3] [--loss 0.6] [--workers 1,2,4] [--quick]
     python benchmarks/topology.py --chaos      a worker or the master is killed, a worker is stopped for 20 s: the earlier protocol and hlt-train
@@ -62,6 +63,7 @@ class Ran(NamedTuple):
         accuracy: of the last validation.
         compute: seconds of gradients, each, of all workers.
         exposed: seconds between gradients, each, of all workers.
+        cpu: seconds of all processes per batch.
         waiting: seconds that workers waited for an answer, in all; None: not known apart from `exposed`.
         served: seconds of the server's update, each.
     """
@@ -72,6 +74,7 @@ class Ran(NamedTuple):
     accuracy: float
     compute: list[float]
     exposed: list[float]
+    cpu: float
     waiting: float | None = None
     served: list[float] = []  # noqa: RUF012 - never changed
 
@@ -116,6 +119,7 @@ class Bench:
         self.validator = Validator(self.task.losses, self.task.validation, self.mesh, resident=True)
         self.stream = Stream(self.ready.dataset, "train", self.ready.inputs, batch=BATCH * workers, workers=workers, seed=1)
         self.rows = self.stream.rows
+        self._runs = 0
 
     def validate(self, params: Any) -> dict[str, float]:
         """Figures of the validation split."""
@@ -134,7 +138,9 @@ class Bench:
         plan = ready.plan._replace(steps=epochs * self.task.train.steps_per_epoch)
         with Run.create(run) as opened:
             opened.write_config(ready.config.stored())
-            Trainer(self.task, plan, ready.strategy, self.mesh, opened, self.quiet, ready.schedule).train()
+            trainer = Trainer(self.task, plan, ready.strategy, self.mesh, opened, self.quiet, ready.schedule)
+            trainer.validate = _recorded(trainer.validate, spent := [], time.process_time)
+            trainer.train()
         lines = _epochs(run)
         seconds = [line["seconds"] for line in lines]
         if len(seconds) > 1:
@@ -144,7 +150,8 @@ class Bench:
         ends = np.cumsum(seconds) + np.cumsum([0.0, *validating[:-1]])
         curve = [(float(at), line["validation"]["loss"]) for at, line in zip(ends, lines, strict=True)]
         batches = epochs * self.task.train.steps_per_epoch
-        return Ran(float(ends[-1]), epochs * self.rows, curve, lines[-1]["validation"]["accuracy"], [sum(seconds) / batches], [0.0])
+        cpu = (spent[-1][0] - spent[0][0]) / max(batches - self.task.train.steps_per_epoch, 1)  # after the first epoch
+        return Ran(float(ends[-1]), epochs * self.rows, curve, lines[-1]["validation"]["accuracy"], [sum(seconds) / batches], [0.0], cpu)
 
     # The earlier protocol.
 
@@ -235,7 +242,7 @@ class Bench:
             plan=None,
         )
 
-    def processes(self, work: Any, column: str, epochs: int, run: Path, post: Any, **more: Any) -> Any:
+    def processes(self, work: Any, column: str, epochs: int, run: Path, mail: Any, **more: Any) -> Any:
         """This rank's part of a run by processes. Returns its figures on the clerk."""
         from hlt_train.crew import Ranks
         from hlt_train.run import Run
@@ -253,7 +260,8 @@ class Bench:
         options = MpiOptions(name="mpi", workers=self.workers, overlap=RULES[column][2], timeline=False, **more)
         for kept in (work.program.spans, work.program.served, work.program.validated):
             kept.clear()
-        ranks = Ranks(post, work._replace(steps=steps, plan=plan), options, run, opened, self.quiet)
+        self._runs += 1
+        ranks = Ranks(mail, work._replace(steps=steps, plan=plan), options, run, opened, self.quiet, first=1000 * self._runs)
         found = ranks.train()
         if ranks.run is not None:
             ranks.run.__exit__(None, None, None)
@@ -265,11 +273,11 @@ def _epochs(run: Path) -> list[dict[str, Any]]:
     return [line for line in lines if line.get("event") == "epoch"]
 
 
-def _recorded(function: Callable[..., Any], spans: list[tuple[float, float]]) -> Callable[..., Any]:
+def _recorded(function: Callable[..., Any], spans: list[tuple[float, float]], clock: Callable[[], float] = time.monotonic) -> Callable[..., Any]:
     def measured(*arguments: Any) -> Any:
-        began = time.monotonic()
+        began = clock()
         found = function(*arguments)
-        spans.append((began, time.monotonic()))
+        spans.append((began, clock()))
         return found
 
     return measured
@@ -285,28 +293,31 @@ def asleep(comm: Any) -> None:
 def rank(folder: Path, given: argparse.Namespace) -> None:
     """What every process of the launch with N workers does: all columns in turn, so often; once before, with one epoch, to compile."""
     from hlt_train.crew import open_post
+    from hlt_train.transports.protocol import Mail
 
     bench = Bench(folder, given, given.of)
     works = {column: bench.work(column) for column in RULES}
     post = open_post(works["downpour"])
+    mail = Mail(post)
     part = 0 if post.rank == 0 or post.rank >= FIRST else 1
     comm = post.comm.Split(part, post.rank)
-    kept: list[tuple[str, Any]] = []
+    kept: list[tuple[str, Any, float]] = []
     for repeat in range(-1, given.repeats):
         for column in COLUMNS:
             run, epochs = folder / f"{given.of}-{repeat}-{column.replace(', ', '-')}", 1 if repeat < 0 else given.epochs
             found: Any = None
             asleep(post.comm)
+            spent = time.process_time()
             if column == "alone":
                 found = bench.alone(epochs, run) if post.rank == 0 else None
             elif column == "earlier":
                 found = bench.earlier(epochs, comm) if part == 0 else None
             else:
-                bench.processes(works[column], column, epochs, run, post)
+                bench.processes(works[column], column, epochs, run, mail)
                 program = works[column].program
                 found = {"spans": list(program.spans), "served": list(program.served), "validated": list(program.validated)}
             if repeat >= 0:
-                kept.append((column, found))
+                kept.append((column, found, time.process_time() - spent))
     (folder / f"{given.of}-rank{post.rank}.json").write_text(json.dumps(kept))
     asleep(post.comm)
     comm.Free()
@@ -318,7 +329,7 @@ def collect(folder: Path, workers: int) -> dict[str, list[Ran]]:
     """What the ranks wrote, by column."""
     by_rank = [json.loads((folder / f"{workers}-rank{k}.json").read_text()) for k in range(FIRST + workers)]
     found: dict[str, list[Ran]] = {column: [] for column in COLUMNS}
-    for place, (column, clerk) in enumerate(by_rank[0]):
+    for place, (column, clerk, _) in enumerate(by_rank[0]):
         of_workers = [by_rank[FIRST + k][place][1] for k in range(workers)]
         if column == "alone":
             found[column].append(Ran(*clerk))
@@ -327,18 +338,19 @@ def collect(folder: Path, workers: int) -> dict[str, list[Ran]]:
         begin, end = min(s[0][0] for s in spans), max(s[-1][1] for s in spans)
         compute = [e - b for s in spans for b, e in s]
         exposed = [float(g) for s in spans for g in gaps(s)]
+        cpu = sum(kept[place][2] for kept in by_rank) / len(compute)
         if column == "earlier":
             epochs, serving, _ = clerk
             rows = len(compute) * BATCH
             curve = [(at, figures["loss"]) for at, figures in epochs]
-            found[column].append(Ran(end - begin, rows, curve, epochs[-1][1]["accuracy"], compute, exposed, None, serving))
+            found[column].append(Ran(end - begin, rows, curve, epochs[-1][1]["accuracy"], compute, exposed, cpu, None, serving))
             continue
         run = folder / f"{workers}-{place // len(COLUMNS)}-{column.replace(', ', '-')}"
         seconds = json.loads((run / "transport.json").read_text())["seconds"]
         served = [e - b for b, e in by_rank[1][place][1]["served"]]
         curve = [(at - begin, loss) for at, loss, _ in clerk["validated"]]
         rows = found["alone"][0].rows
-        found[column].append(Ran(end - begin, rows, curve, clerk["validated"][-1][2], compute, exposed, sum(seconds["waiting"]), served))
+        found[column].append(Ran(end - begin, rows, curve, clerk["validated"][-1][2], compute, exposed, cpu, sum(seconds["waiting"]), served))
     return found
 
 
@@ -385,7 +397,7 @@ def simulate(bench: Bench, column: str, times: Times, cores: int | None) -> Ran:
         figures = bench.validate(jax.device_get(unravel(simulation.params())))
         curve.append((simulation.now, figures["loss"]))
         accuracy = figures["accuracy"]
-    return Ran(simulation.now, bench.given.epochs * stream.rows, curve, accuracy, [times.compute], [0.0], float(simulation.account.waiting.sum()))
+    return Ran(simulation.now, bench.given.epochs * stream.rows, curve, accuracy, [times.compute], [0.0], 0.0, float(simulation.account.waiting.sum()))
 
 
 # Tables.
@@ -445,6 +457,7 @@ def show(found: dict[str, list[Ran]], given: argparse.Namespace, workers: int) -
                 f"{1e3 * exposed:.2f}",
                 f"{100 * share:.0f} %",
                 f"{statistics.median(waits):.2f}" if waits else "",
+                f"{1e3 * statistics.median(r.cpu for r in runs):.2f}",
                 plus_minus(float(np.mean([r.accuracy for r in runs])), float(np.std([r.accuracy for r in runs], ddof=1)) if len(runs) > 1 else 0.0),
             ]
         )
@@ -582,6 +595,7 @@ def disturbed_rank(folder: Path, given: argparse.Namespace, name: str) -> None:
             (folder / f"{name}.json").write_text(json.dumps([f"{rows:,} of {given.epochs * bench.rows:,} rows", found.epochs[-1][1]["loss"]]))
         return
     from hlt_train.crew import open_post
+    from hlt_train.transports.protocol import Mail
 
     work = bench.work("downpour")
     post = open_post(work)
@@ -597,7 +611,7 @@ def disturbed_rank(folder: Path, given: argparse.Namespace, name: str) -> None:
 
         setattr(work.program, function, struck)
     run = folder / f"{name}-run"
-    figures = bench.processes(work, "downpour", given.epochs, run, post, with_ft=True, checkpoint_every=max(2, bench.stream.steps_per_epoch // 2))
+    figures = bench.processes(work, "downpour", given.epochs, run, Mail(post), with_ft=True, checkpoint_every=max(2, bench.stream.steps_per_epoch // 2))
     if figures is not None:
         epochs = json.loads((run / "coverage.json").read_text())["epochs"]
         applied, total = sum(e["classes"]["applied"] for e in epochs), sum(sum(e["classes"].values()) for e in epochs)
