@@ -22,6 +22,7 @@ from hlt_train.errors import HltTrainError, UsageError
 from hlt_train.files import read_document, write_text
 from hlt_train.fleet import Fleet, overlapped
 from hlt_train.progress import Progress
+from hlt_train.race import racing
 from hlt_train.restore import ModelSpec, write_model
 from hlt_train.run import Run, constraints
 from hlt_train.scoring import write_working_points
@@ -32,6 +33,7 @@ from hlt_train.transports import options as transports
 from hlt_train.transports import stragglers
 from hlt_train.transports.lockstep import Network
 from hlt_train.types import Inputs
+from hlt_train.unreliable import by_datagrams
 from hlt_train.validation import Losses
 
 __all__ = [
@@ -134,6 +136,9 @@ def check_transport(strategy: Strategy, transport: transports.Options, seed: int
     """Refuse, before anything is written, what a transport of messages cannot do with a strategy, and straggler models that are none."""
     if isinstance(transport, transports.MessageOptions):
         overlapped(strategy, overlap=transport.overlap)
+    if isinstance(transport, transports.MpiOptions):
+        racing(strategy, transport)
+        by_datagrams(strategy, transport)
     if isinstance(transport, transports.SimulateOptions):
         stragglers.factor(transport.stragglers, seed)
 

@@ -35,7 +35,7 @@ from hlt_train.strategies import In, Info, Sparse, Strategy, W
 from hlt_train.transports._mpi_worker import WorkerDesk
 from hlt_train.transports.account import APPLIED, Coverage
 from hlt_train.transports.actors import Worker
-from hlt_train.transports.dealing import Share
+from hlt_train.transports.dealing import Share, deals
 from hlt_train.transports.journal import file_of, read
 from hlt_train.transports.keys import INIT, actor_key
 from hlt_train.transports.launch import leave_record
@@ -43,10 +43,10 @@ from hlt_train.transports.lock_free import Memory, Watched, how_of, touched
 from hlt_train.transports.mpi import Crew, stored_actor
 from hlt_train.transports.options import MpiOptions
 from hlt_train.transports.post import Post
-from hlt_train.transports.program import Program
+from hlt_train.transports.program import Message, Program
 from hlt_train.transports.protocol import Recovery
 
-__all__ = ["RaceProgram", "RaceRanks", "Serial", "Turn", "owners_of", "racing", "serial"]
+__all__ = ["RaceProgram", "RaceRanks", "Serial", "Turn", "in_turns", "owners_of", "racing", "serial"]
 
 PARAMETERS = "window.npz"  # of a checkpoint: the shared parameters, and how many updates they hold
 PATIENCE = 60.0  # seconds at most inside one call of MPI, which takes microseconds
@@ -432,15 +432,49 @@ def serial(program: Program, data: Callable[[Share], Any], logs: Mapping[int, Se
     for i, line in enumerate(lines):
         states[line.worker], added = turns[line.worker](states[line.worker], data(line.share), line.t)
         losses[i], norms[i] = added.loss, added.norm
-    here, start = memory.vector.astype(np.float64), program.vector.astype(np.float64)
-    apart, way = float(np.linalg.norm(raced - here)), float(np.linalg.norm(here - start))
     return {
         "updates": len(lines),
-        "parameters": {"distance": apart, "relative": apart / way if way else 0.0, "largest": float(np.abs(raced - here).max(initial=0.0))},
+        "parameters": _apart(raced, memory.vector, program.vector),
         "losses": _deviation(np.array([line.loss for line in lines]), losses),
         "norms": _deviation(np.array([line.norm for line in lines]), norms),
         "vector": memory.vector,
     }
+
+
+def in_turns(program: Program, data: Callable[[Share], Any], steps: int, ran: np.ndarray) -> dict[str, Any]:
+    """The batches of peers in turns, with every message arriving at once and none lost, and how far from that a run came out.
+
+    Args:
+        program: the strategy, one without server.
+        data: share -> batch.
+        steps: of each worker.
+        ran: the parameters at the end of the run.
+    """
+    workers = [Worker(program, k, deal) for k, deal in enumerate(deals(program.workers, steps, program.strategy.warm))]
+    inbox: dict[int, list[Message]] = {worker.index: [] for worker in workers}
+    count = 0
+    while any(worker.wants != "done" for worker in workers):
+        for worker in workers:
+            share = worker.share()
+            if worker.wants != "batch" or share is None:
+                continue
+            worker.evaluate(data(share))
+            count += 1
+            if worker.number < 0:  # not at an exchange point
+                continue
+            worker.peers(inbox[worker.index])
+            inbox[worker.index] = []
+            for message in worker.ask():
+                inbox[message.to].append(message)
+    vector = program.params([worker.state for worker in workers], [])
+    return {"updates": count, "parameters": _apart(ran, vector, program.vector), "vector": vector}
+
+
+def _apart(ran: np.ndarray, again: np.ndarray, start: np.ndarray) -> dict[str, float]:
+    """How far parameters are from others: distance, that in terms of how far those are from the start, and the largest of an entry."""
+    apart = float(np.linalg.norm(ran.astype(np.float64) - again))
+    way = float(np.linalg.norm(again.astype(np.float64) - start))
+    return {"distance": apart, "relative": apart / way if way else 0.0, "largest": float(np.abs(ran - again).max(initial=0.0))}
 
 
 def _deviation(raced: np.ndarray, again: np.ndarray) -> dict[str, float]:

@@ -2,6 +2,9 @@
 
 What the run's workers and shards consumed, and in which order, is all that their states depend on; the logs hold just that. The replay builds the same
 compiled functions, with the XLA thread pool of the recording, and feeds them from the logs. Every actor's final state must have the recorded hash.
+
+A race on shared parameters (`race.py`) has no order to replay and is refused. `serial` does the batches of any run that has no server one after the other and
+tells how far from that the run came out: those of a race in the order in which they were complete; those of peers in turns, each message arriving at once.
 """
 
 from __future__ import annotations
@@ -14,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from hlt_train import devices
+from hlt_train import checkpoints, devices, race
 from hlt_train.configuration import check
 from hlt_train.data import normalise
 from hlt_train.errors import RunFailed, UsageError
-from hlt_train.files import read_document
+from hlt_train.files import read_arrays, read_document
 from hlt_train.fit import FitConfig, prepare
 from hlt_train.fleet import digest, make_program, overlapped
 from hlt_train.preparation import check_same
@@ -27,18 +30,21 @@ from hlt_train.run import Run, read_config
 from hlt_train.shares import Shares
 from hlt_train.task import stays
 from hlt_train.transports import options as transports
-from hlt_train.transports.dealing import deals
+from hlt_train.transports.actors import Worker
+from hlt_train.transports.dealing import Deal, deals
 from hlt_train.transports.journal import file_of, read
+from hlt_train.transports.mpi import actor_file, load_actor
+from hlt_train.transports.program import Program
 from hlt_train.transports.replay import Replay
 
 __all__ = ["replay"]
 
 
-def replay(path: Path, *, inexact: bool = False, progress: Progress) -> dict[str, Any]:
-    """Replay a finished run.
+def replay(path: Path, *, inexact: bool = False, serial: bool = False, progress: Progress) -> dict[str, Any]:
+    """Replay a finished run; `serial`: one batch after the other, with the deviation of the run from that.
 
     Raises:
-        UsageError: the run has no logs to replay, or is not finished; or what the bits depend on is not as it was, and not `inexact`.
+        UsageError: the run has no logs to replay, no order, or is not finished; or what the bits depend on is not as it was, and not `inexact`.
         RunFailed: the logs do not fit together, or a state differs.
     """
     with Run.open(path) as run:
@@ -53,6 +59,12 @@ def replay(path: Path, *, inexact: bool = False, progress: Progress) -> dict[str
         if not (run.path / "transport.json").is_file():
             raise UsageError("the run is not finished", where=str(run.path), then=f"hlt-train fit --resume {path}")
         recorded = read_document(run.path / "transport.json", "hlt-train/transport", 1)
+        if "race" in recorded and not serial:
+            raise UsageError(
+                "the workers of this run raced on shared parameters: there is no order that could be replayed",
+                where=str(run.path),
+                then=f"hlt-train replay {path} --serial does its batches one after the other and prints the deviation",
+            )
         environment = run.provenance()["environment"]
         devices.prepare(config.devices, environment["nproc"])
         mesh = devices.mesh(config.devices)
@@ -72,6 +84,8 @@ def replay(path: Path, *, inexact: bool = False, progress: Progress) -> dict[str
             )
             shards = 0 if strategy.peers else options.servers
             steps = ready.plan.steps
+            if serial:
+                return _serial(run.path, recorded, program, shares, steps)
             again = Replay(
                 program,
                 shares,
@@ -83,6 +97,27 @@ def replay(path: Path, *, inexact: bool = False, progress: Progress) -> dict[str
             began = time.monotonic()
             again.run()
     return _compared(again, recorded["digests"], str(run.path), time.monotonic() - began)
+
+
+def _serial(path: Path, recorded: Mapping[str, Any], program: Program, data: Any, steps: int) -> dict[str, Any]:
+    """The batches one after the other, and the deviation of the run from that."""
+    began = time.monotonic()
+    step = checkpoints.pointed(path, "LAST")
+    logs = {k: read(file_of(path, "worker", k)) for k in range(program.workers)}
+    folder = path / "checkpoints" / str(step) / "actors"
+    if "race" in recorded:
+        found = race.serial(program, data, logs, read_arrays(folder / race.PARAMETERS)["parameters"])
+    elif program.strategy.peers:
+        workers = [Worker(program, k, Deal([])) for k in range(program.workers) if actor_file(folder, "worker", k).is_file()]
+        if not workers:
+            raise UsageError("the last states of the workers are not in the run's last checkpoint", where=str(path), then="a run of --transport mpi has them")
+        for worker in workers:
+            load_actor(folder, "worker", worker.index, worker)
+        found = race.in_turns(program, data, steps, program.params([w.state for w in workers], []))
+    else:
+        raise UsageError("a run with a server is replayed in the order of its server", where=str(path), then=f"hlt-train replay {path}")
+    del found["vector"]
+    return {"run": str(path), "serial": True, **found, "seconds": time.monotonic() - began}
 
 
 def _compared(again: Replay, digests: Mapping[str, Any], where: str, seconds: float) -> dict[str, Any]:

@@ -100,7 +100,8 @@ class SparseGradient:
         """The network without its table, of which there is the shape only; others: the numbers of all other parameters, None: their shapes, too."""
         assert isinstance(self.task.losses, LossOfLogits)
         leaves, structure = jax.tree.flatten(self.task.params)
-        made, place, begin = [], 0, 0
+        made: list[Any] = []
+        place = begin = 0
         for leaf in leaves:
             size = int(np.size(leaf))
             if begin == self.offset or others is None:
