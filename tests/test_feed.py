@@ -17,7 +17,8 @@ from hlt_train.data.card import load_card
 from hlt_train.data.dataset import open_dataset
 from hlt_train.data.normalise import fit_normalisation
 from hlt_train.data.stream import Stream
-from hlt_train.feed import Resident, Streamed, ahead, edges, portion_steps
+from hlt_train.errors import UsageError
+from hlt_train.feed import Resident, Streamed, ahead, edges, make_feed, portion_steps
 from tests.runs import write_card
 
 
@@ -83,3 +84,24 @@ def test_resident_rows_are_the_streams_rows(workers: int, tmp_path: Path) -> Non
                     np.testing.assert_array_equal(x.x.groups["hlf"][real], y.x.groups["hlf"][real])
                     rows += int(real.sum())
             assert rows == stream.rows - start * 32
+
+
+def test_numbered_portions_are_the_shares_of_epoch_0(tmp_path: Path) -> None:
+    """Portion p, in any round, is share p % workers of step p // workers; the data must stay on the devices."""
+    mesh = devices.mesh(2)
+    with open_dataset(load_card(write_card(tmp_path, files=3, rows=150))) as dataset:
+        stream = Stream(dataset, "train", fit_normalisation(dataset), batch=32, workers=2, seed=3, buffer=100)
+        feed = make_feed(stream, mesh, 4, 32, resident="auto", fits=False, numbered=True)
+        assert [portion.steps for portion in feed.portions(1, 0, [4, 2])] == [4, 2]
+        at = feed.select(jax.tree.map(lambda leaf: leaf[1], feed.resident), ())
+        portions = 2 * stream.steps_per_epoch
+        for step, (batch, _) in enumerate(stream.epoch(0)):
+            for worker in range(2):
+                number = 2 * step + worker
+                for again in (number, number + 3 * portions):
+                    found = jax.device_get(at(again))
+                    real = found.weight != 0
+                    np.testing.assert_array_equal(found.weight, batch.weight[worker])
+                    np.testing.assert_array_equal(found.label[real], batch.label[worker][real])
+        with pytest.raises(UsageError, match="--resident never"):
+            make_feed(stream, mesh, 4, 32, resident="never", fits=False, numbered=True)
