@@ -170,13 +170,16 @@ class Fleet:
             Interrupted: a signal came; the state has been saved.
         """
         first, started = self.tally.step, time.monotonic()
-        with StopRequest() as stop:
-            while not self.record.over():
-                self._epoch(stop)
-        self._end()
-        if self.tally.step > first:
-            self.record.save()
-        self._finish()
+        try:
+            with StopRequest() as stop:
+                while not self.record.over():
+                    self._epoch(stop)
+            self._end()
+            if self.tally.step > first:
+                self.record.save()
+            self._finish()
+        finally:
+            self.journals.close()
         self.record.progress.close()
         return {**self.record.summary(time.monotonic() - started), "virtual_seconds": round(self.simulation.now, 6), **self._short()}
 
@@ -289,7 +292,6 @@ class Fleet:
         write_document(run.path / "transport.json", "hlt-train/transport", 1, content)
         if self.options.timeline:
             self.timeline.write(run.path / "timeline.json", "virtual")
-        self.journals.close()
 
 
 def _timing(options: SimulateOptions, seed: int) -> Timing:
