@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ KEYS = {
     "threads": "threads",
     "init_from": "init_from",
 }
-WITH_RESUME = {"length", "resume", "inexact", "as_json", "quiet"}
+WITH_RESUME = {"length", "devices", "nodes", "resume", "inexact", "as_json", "quiet"}
 
 
 @click.command(short_help="Train a teacher from ROOT files.")
@@ -68,7 +69,14 @@ WITH_RESUME = {"length", "resume", "inexact", "as_json", "quiet"}
 @click.option("--overlap", is_flag=True, help="Workers of simulate and mpi go on while an answer is under way.")
 @click.option("--with-ft", is_flag=True, help="mpi: survive killed processes (Open MPI's fault tolerance).")
 @click.option("--respawn", type=int, metavar="N", help="mpi: replace up to N killed workers.")
-@click.option("--devices", type=int, metavar="N", help="Devices of this machine.  [default: 1 on a CPU, all GPUs]")
+@click.option(
+    "--devices", type=int, metavar="N", help="Devices of this machine, or of all --nodes together; --resume may change it.  [default: 1 on a CPU, all GPUs]"
+)
+@click.option(
+    "--nodes",
+    metavar="HOST:PORT,COUNT,INDEX",
+    help="lockstep: this process is INDEX of COUNT; process 0 is reached at HOST:PORT. Under mpirun or srun HOST:PORT is enough.",
+)
 @click.option("--seed", type=int, metavar="N", help="Of the weights, the order of the rows and dropout.  [default: 1]")
 @click.option("--patience", type=int, metavar="N", help="Stop after N epochs without a better validation loss.")
 @click.option("--resident", type=click.Choice(["auto", "always", "never"]), help="Keep the decoded data on the device; auto: up to a quarter of its memory.")
@@ -98,10 +106,17 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
     if launched() is not None:
         assign_gpu()  # before jax is imported
-    progress = Progress(quiet=options["quiet"])
+    if options["nodes"] is not None:
+        os.environ["HLT_TRAIN_NODES"] = options["nodes"]  # where every part of the program looks for it
+    speaks = True
+    if os.environ.get("HLT_TRAIN_NODES"):
+        from hlt_train import cluster
+
+        speaks = cluster.first()
+    progress = Progress(quiet=options["quiet"] or not speaks)
     result = _fit(ctx, progress) if options["resume"] is None else _resume(ctx, progress)
     progress.close()
-    if result is None:  # the process that is the clerk says how the run ended
+    if result is None or not speaks:  # another process says how the run ended
         return
     emit(result, as_json=options["as_json"], text=_trial if options["dry_run"] else _summary)
 
@@ -122,7 +137,7 @@ def _resume(ctx: click.Context, progress: Any) -> dict[str, Any] | None:
         return resume_by_processes(options["resume"], sys.argv, length=options["length"], inexact=options["inexact"], progress=progress)
     from hlt_train.fit import resume
 
-    return resume(options["resume"], length=options["length"], inexact=options["inexact"], progress=progress)
+    return resume(options["resume"], length=options["length"], inexact=options["inexact"], devices_now=options["devices"], progress=progress)
 
 
 def _fit(ctx: click.Context, progress: Any) -> dict[str, Any] | None:

@@ -127,8 +127,10 @@ def check_names(config: TrainingConfig) -> None:
     optimisers.optimiser(config.optimizer["name"], schedule, options(config.optimizer))
     plugins.parse_options("strategies", config.strategy["name"], options(config.strategy))
     transport = transports.parse(config.transport).name
-    if config.verb != "fit" and transport != "lockstep":
-        raise UsageError(f"{config.verb} trains on the devices of one process, transport lockstep; '{transport}' is for fit", then="leave transport out")
+    nodes = cluster.parse(None)
+    if config.verb != "fit" and (transport != "lockstep" or (nodes is not None and nodes.processes > 1)):
+        what = f"transport '{transport}'" if transport != "lockstep" else "HLT_TRAIN_NODES"
+        raise UsageError(f"{config.verb} trains on the devices of one process; {what} is for fit", then="leave it out")
     steps_of(config.length, rows=1, steps_per_epoch=1)
 
 
