@@ -12,7 +12,7 @@ from hlt_train.strategies import SERVER
 from hlt_train.transports.actors import Served, Shard
 from hlt_train.transports.post import Parcel
 from hlt_train.transports.program import Message, Specs
-from hlt_train.transports.protocol import Recovery, Tag, pack, split_shares, unpack
+from hlt_train.transports.protocol import Recovery, Tag, split_shares, unpack
 
 if TYPE_CHECKING:
     from hlt_train.transports.mpi import Crew
@@ -192,7 +192,7 @@ class ShardDesk:
         for reply in served.replies:
             rank = self.role.workers.get(reply.to)
             if rank is not None and reply.to in self.crew.live and (not self.role.replicated or rank == self.crew.post.rank):
-                self.mail.send(rank, Tag.ANSWER, reply.sequence, reply.shard, reply.clock, payload=pack(reply.part))
+                self.mail.send(rank, Tag.ANSWER, reply.sequence, reply.shard, reply.clock, payload=list(reply.part))
         if not self._counts:
             return
         self._snapshot(shard)

@@ -12,7 +12,7 @@ from hlt_train.transports.actors import Reply, Worker
 from hlt_train.transports.dealing import Deal, Source
 from hlt_train.transports.post import Parcel
 from hlt_train.transports.program import Message, Specs
-from hlt_train.transports.protocol import Tag, from_json, join_shares, pack, to_json, unpack
+from hlt_train.transports.protocol import Tag, from_json, to_json, unpack
 
 if TYPE_CHECKING:
     from hlt_train.transports.mpi import Crew
@@ -141,12 +141,12 @@ class WorkerDesk:
         if message.to != SERVER:
             if message.to in self.crew.live:
                 mark = (message.source, message.sequence, message.point, flags[0])
-                self.mail.send(self.role.workers[message.to], Tag.PEER, *mark, payload=pack(message.parts[0]))
+                self.mail.send(self.role.workers[message.to], Tag.PEER, *mark, payload=list(message.parts[0]))
             return
         for k, part in enumerate(message.parts):
             shares = message.shares if k == 0 else ()
             head = (message.source, message.sequence, message.point, *flags, k, int(message.clock[k]), len(shares))
-            payload = join_shares(shares, pack(part))
+            payload = [np.array(shares, np.int64), *part] if shares else list(part)
             for rank in self.role.hosts(k):
                 self.mail.send(rank, Tag.PUSH, *head, payload=payload)
 
@@ -184,7 +184,7 @@ class WorkerDesk:
         """The clerk wants a peer's parameters."""
         if self.rule.peers:
             leaves = self.program.leaves(self.worker.state)["leaves"]
-            self.mail.send(self.role.clerk, Tag.VECTOR, number, self.worker.index, payload=pack(leaves))
+            self.mail.send(self.role.clerk, Tag.VECTOR, number, self.worker.index, payload=list(leaves))
 
     # Joining: after the steps that worker 0 does alone, or in the place of a worker that died.
 

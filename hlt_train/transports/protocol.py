@@ -6,7 +6,7 @@ Headers begin with the number of the session: after a recovery everybody begins 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any
 
@@ -16,7 +16,7 @@ from hlt_train.transports.dealing import Share
 from hlt_train.transports.post import Parcel, Post
 from hlt_train.transports.program import Specs
 
-__all__ = ["WORDS", "Mail", "Recovery", "Tag", "from_json", "handle", "join_shares", "pack", "size_of", "split_shares", "to_json", "unpack"]
+__all__ = ["WORDS", "Mail", "Recovery", "Tag", "from_json", "handle", "size_of", "split_shares", "to_json", "unpack"]
 
 WORDS = 12  # of a header
 
@@ -124,19 +124,8 @@ def size_of(specs: Specs) -> int:
     return sum(-(-int(np.prod(shape)) * dtype.itemsize // 8) * 8 for shape, dtype in specs)
 
 
-def pack(part: Sequence[np.ndarray]) -> np.ndarray:
-    """A part as one contiguous buffer."""
-    arrays = [np.ascontiguousarray(leaf).reshape(-1).view(np.uint8) for leaf in part]
-    out = np.zeros(sum(-(-a.size // 8) * 8 for a in arrays), np.uint8)
-    place = 0
-    for a in arrays:
-        out[place : place + a.size] = a
-        place += -(-a.size // 8) * 8
-    return out
-
-
 def unpack(payload: np.ndarray, specs: Specs) -> tuple[np.ndarray, ...]:
-    """The arrays of a part; views into `payload`."""
+    """The arrays of a part that was sent as a list; views into `payload`."""
     parts = []
     place = 0
     for shape, dtype in specs:
@@ -146,13 +135,7 @@ def unpack(payload: np.ndarray, specs: Specs) -> tuple[np.ndarray, ...]:
     return tuple(parts)
 
 
-def join_shares(shares: Iterable[Share], rest: np.ndarray) -> np.ndarray:
-    """Shares in front of a buffer."""
-    head = np.array([number for share in shares for number in share], np.int64).view(np.uint8)
-    return np.concatenate([head, rest]) if head.size else rest
-
-
 def split_shares(payload: np.ndarray, count: int) -> tuple[tuple[Share, ...], np.ndarray]:
-    """The inverse of `join_shares`."""
+    """The shares in front of a payload, int64 (step, owner) each, and what follows them."""
     pairs = payload[: 16 * count].view(np.int64).reshape(-1, 2)
     return tuple((int(step), int(owner)) for step, owner in pairs), payload[16 * count :]
