@@ -470,6 +470,7 @@ def show(found: dict[str, list[Ran]], given: argparse.Namespace, workers: int) -
         "exposed, ms",
         "of time",
         "waiting, ms",
+        "CPU, ms",
         "accuracy",
     ]
     print(
