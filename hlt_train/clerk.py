@@ -317,7 +317,7 @@ class Clerk:
             self._go()
             return
         if self._current is None or self._current[0] != tally.step:
-            self._current = (tally.step, stored_vector(self.program, sorted(self.alive), folder))
+            self._current = (tally.step, self._stored_vector(folder))
         self._save(folder)
         if self._respawn_wanted:
             self.run.log("recovery: the dead are replaced")
@@ -331,6 +331,17 @@ class Clerk:
         self.record.save()
         self._folder = None
         self._last_save = time.monotonic()
+
+    def _stored_vector(self, folder: Path) -> np.ndarray:
+        return stored_vector(self.program, sorted(self.alive), folder)
+
+    def _last_states(self, folder: Path) -> tuple[dict[str, str], list[str]]:
+        """Hashes of the final states of workers and shards; what no push took along is counted."""
+        workers, shards, held = last_states(self.program, sorted(self.alive), folder)
+        for share in held:
+            if self.books.coverage.is_open(share):
+                self.books.coverage.mark(share, HELD)
+        return workers, shards
 
     def _weights(self) -> Params:
         assert self._current is not None
@@ -386,8 +397,8 @@ class Clerk:
         counted, again = Deal(deal.document()), len(unfinished)
         for share in unfinished:
             self.books.coverage.note_redealt(share)
-        while (share := counted.pop()) is not None:
-            self.books.coverage.note_redealt(share)
+        while (left := counted.pop()) is not None:
+            self.books.coverage.note_redealt(left)
             again += 1
         for heir, sources in inherit(deal, unfinished, heirs).items():
             if sources:
@@ -402,13 +413,11 @@ class Clerk:
         """Everybody has finished, and the last states are written."""
         assert self._pausing is not None
         folder, books, tally, spe = self._place(self._pausing), self.books, self.record.tally, self.work.steps_per_epoch
-        workers, shards, held = last_states(self.program, sorted(self.alive), folder)
-        for share in held:
-            if books.coverage.is_open(share):
-                books.coverage.mark(share, HELD)
-        vector = stored_vector(self.program, sorted(self.alive), folder)
+        workers, shards = self._last_states(folder)
+        vector = self._stored_vector(folder)
         digests = {"params": hashlib.sha256(np.ascontiguousarray(vector).tobytes()).hexdigest(), "workers": workers, "shards": shards}
         final = self.work.steps if not tally.stopped_early else min(self.work.steps, max(tally.step, books.reached(self.alive)))
+        found: np.ndarray | None
         while tally.step < final or (books.ended_epoch * spe < final and books.at_end_of_epoch()):
             step = min((books.ended_epoch + 1) * spe, final)
             if not books.barrier:  # epochs that nobody had the time to validate have no line

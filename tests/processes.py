@@ -36,6 +36,7 @@ from hlt_train.strategies import Setup
 from hlt_train.task import Plan
 from hlt_train.transports.dealing import deals
 from hlt_train.transports.journal import file_of, read
+from hlt_train.transports.launch import launch
 from hlt_train.transports.mpi import capacity
 from hlt_train.transports.options import MpiOptions
 from hlt_train.transports.post import Post
@@ -226,5 +227,14 @@ def main() -> None:
     post.close(300.0)
 
 
+def start() -> int:
+    """`python tests/processes.py launch FILE RANKS [ft]`: all that a test can signal or kill."""
+    ended = launch([__file__, sys.argv[2]], int(sys.argv[3]), fault_tolerant="ft" in sys.argv, nproc=2)
+    print(json.dumps({"errors": ended.errors, "killed": ended.killed}), flush=True)
+    return ended.code
+
+
 if __name__ == "__main__":
+    if sys.argv[1] == "launch":
+        sys.exit(start())
     main()

@@ -1,0 +1,88 @@
+"""Runs by processes that are interrupted or lose processes: they go on, or end with a word about it, and leave nothing behind."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.chaos import Outcome, Strike, after, chaos, jobs_command
+
+TIMES = {"seconds", "rows_per_s", "validation_seconds"}
+SLOW = {"pause": 0.02, "steps": 60, "per_epoch": 20, "checkpoint_every": 10}
+
+
+def run_jobs(folder: Path, jobs: list[dict[str, Any]], ranks: int, strikes: list[Strike] = (), *, ft: bool = False, **more: Any) -> Outcome:  # type: ignore[assignment]
+    file = folder / f"jobs{len(list(folder.glob('jobs*')))}.json"
+    file.write_text(json.dumps(jobs))
+    outcome = chaos(jobs_command(file, ranks, fault_tolerant=ft), str(file), strikes, **more)
+    assert outcome.left == [], outcome
+    return outcome
+
+
+def document(run: Path, name: str) -> Any:
+    return json.loads((run / name).read_text())
+
+
+def metrics(run: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
+
+
+def complete(run: Path, job: dict[str, Any], workers: int = 2) -> None:
+    for epoch in document(run, "coverage.json")["epochs"]:
+        assert epoch["classes"]["open"] == 0, epoch
+        assert sum(epoch["classes"].values()) == job["per_epoch"] * workers
+    assert document(run, "replay.json") == document(run, "transport.json")["digests"]
+
+
+def test_interrupted_runs_go_on(tmp_path: Path) -> None:
+    """After SIGTERM, and after everything was killed, a barrier ends where an undisturbed run does; an asynchronous rule is replayed across the interruption."""
+    sync, free = {"rule": "sync", **SLOW}, {"rule": "downpour", "workers": 3, "options": {"n_push": 2}, **SLOW}
+    runs = {name: tmp_path / name for name in ("whole", "term", "kill", "free")}
+    outcome = run_jobs(tmp_path, [{**sync, "run": str(runs["term"])}], 4, [Strike(-1, signal.SIGTERM, after(runs["term"], 33))])
+    assert outcome.code == 130, outcome
+    outcome = run_jobs(tmp_path, [{**sync, "run": str(runs["kill"])}], 4, [Strike(-2, signal.SIGKILL, after(runs["kill"], 27))])
+    outcome = run_jobs(tmp_path, [{**free, "run": str(runs["free"])}], 5, [Strike(-1, signal.SIGTERM, after(runs["free"], 50))])
+    assert outcome.code == 130, outcome
+    again = [{**(free if name == "free" else sync), "run": str(run), "replay": True} for name, run in runs.items()]
+    outcome = run_jobs(tmp_path, again, 4)  # one worker fewer for the asynchronous one: the others do what was its
+    assert outcome.code == 0, outcome
+    for name in ("term", "kill"):
+        assert document(runs[name], "transport.json")["digests"] == document(runs["whole"], "transport.json")["digests"]
+        assert metrics(runs[name]) == metrics(runs["whole"])
+    for name in ("whole", "term", "kill"):
+        complete(runs[name], sync)
+    complete_free = document(runs["free"], "coverage.json")["epochs"]
+    assert [epoch["classes"]["open"] for epoch in complete_free] == [0, 0, 0]
+    assert sum(sum(epoch["classes"].values()) for epoch in complete_free) == 180
+    assert document(runs["free"], "transport.json")["dead"] == [2]
+    assert {**document(runs["free"], "replay.json"), "workers": 0} == {**document(runs["free"], "transport.json")["digests"], "workers": 0}
+
+
+@pytest.mark.parametrize("role", ["worker", "server", "clerk"])
+def test_a_killed_process_is_survived(role: str, tmp_path: Path) -> None:
+    job = {"rule": "downpour", "run": str(tmp_path / "run"), "workers": 3, "with_ft": True, "watchdog": 30.0, **SLOW}
+    run = tmp_path / "run"
+    outcome = run_jobs(tmp_path, [job], 5, [Strike({"clerk": 0, "server": 1, "worker": 3}[role], signal.SIGKILL, after(run, 70))], ft=True)
+    assert outcome.code == 0, outcome
+    log, transport = (run / "log.txt").read_text(), document(run, "transport.json")
+    epochs = document(run, "coverage.json")["epochs"]
+    assert [epoch["classes"]["open"] for epoch in epochs] == [0, 0, 0]
+    assert sum(sum(epoch["classes"].values()) for epoch in epochs) == 180
+    if role == "worker":
+        assert "worker 1 (rank 3) died" in log
+        assert transport["dead"] == [1]
+        assert sum(epoch["redealt"] for epoch in epochs) > 0
+        assert transport["recoveries"] == []
+    else:
+        (recovery,) = transport["recoveries"]
+        assert recovery["dead"] == [{"clerk": 0, "server": 1}[role]]
+        assert recovery["restored"] is not None
+        assert recovery["lost_messages"] >= 0
+        assert (recovery["lost_shares"] is None) == (role == "clerk")
+        assert sum(epoch["lost"] for epoch in epochs) == (recovery["lost_shares"] or 0)
+        assert transport["dead"] == [2]  # the worker with the highest number took over the role
