@@ -254,7 +254,13 @@ class RaceCrew(Crew):
 
 
 class RaceClerk(Clerk):
-    """The clerk of a race: it reads the parameters where they are."""
+    """The clerk of a race: it reads the parameters where they are.
+
+    Attributes:
+        attempted: additions of all workers, counted where they may be lost.
+    """
+
+    attempted: int
 
     @property
     def memory(self) -> Memory:
@@ -283,11 +289,8 @@ class RaceClerk(Clerk):
 
     def _save(self, folder: Path) -> None:
         write_arrays(folder / PARAMETERS, {"parameters": self.memory.read(), "updates": np.array([self.memory.number()])})
-        super()._save(folder)
-
-    def _last_states(self, folder: Path) -> tuple[dict[str, str], list[str]]:
         self.attempted = sum(stored_actor(folder, "worker", k)["attempted"] for k in sorted(self.alive))
-        return super()._last_states(folder)
+        super()._save(folder)
 
     def _death(self, k: int, rank: int) -> None:
         """What a worker had added before it died stands in its log, if not in its last report."""

@@ -35,12 +35,12 @@ class DatagramClerk(Clerk):
 
     counts: dict[int, Counts]
 
-    def _last_states(self, folder: Path) -> tuple[dict[str, str], list[str]]:
+    def _save(self, folder: Path) -> None:
         self.counts = folder_counts(folder, sorted(self.alive))
         for k, count in self.counts.items():
             arrived = sum(other.received.get(k, 0) for other in self.counts.values())
             self.books.account.lost_datagrams[k] = count.sent + count.withheld - arrived
-        return super()._last_states(folder)
+        super()._save(folder)
 
     def network(self) -> dict[str, Any]:
         """What `transport.json` says of them."""

@@ -41,6 +41,7 @@ from tests.students import cells, normalised, raw_cells
 
 DESCRIBED = cells(("calo", 6), classes=2)
 ROWS, BUCKETS = 16, 997
+MADE: dict[Any, Program] = {}
 
 
 @functools.cache
@@ -69,8 +70,12 @@ def program_of_cells(job: processes.Job) -> Program:
 
 
 def program_of(content: dict[str, Any]) -> Program:
+    """The program, made and compiled once for all jobs that differ in nothing that is compiled."""
     job = processes.Job(**content["job"])
-    return program_of_cells(job) if content.get("cells") else processes.make_program(job)
+    key = (job.rule, json.dumps(job.options), job.rate, job.seed, job.workers, bool(content.get("cells")))
+    if key not in MADE:
+        MADE[key] = program_of_cells(job) if content.get("cells") else processes.make_program(job)
+    return MADE[key]
 
 
 def data_of(content: dict[str, Any]) -> Any:
@@ -82,7 +87,8 @@ def data_of(content: dict[str, Any]) -> Any:
 
 def work_of(content: dict[str, Any], rank: int) -> Work:
     job = processes.Job(**content["job"])
-    work = processes.make_work(job, rank)
+    program = program_of(content)
+    work = processes.make_work(job, rank)._replace(program=program)
     if not content.get("cells"):
         return work
     losses, held_out = task().losses, hits(10**6, 0)
@@ -91,7 +97,7 @@ def work_of(content: dict[str, Any], rank: int) -> Work:
     def validate(vector: np.ndarray) -> dict[str, float]:
         return {"loss": float(losses(unravel(jax.numpy.asarray(vector)), held_out, None)[0].mean())}
 
-    return work._replace(program=program_of_cells(job), data=data_of(content), weights=lambda v: jax.device_get(unravel(v)), validate=validate)
+    return work._replace(data=data_of(content), weights=lambda v: jax.device_get(unravel(v)), validate=validate)
 
 
 def options_of(content: dict[str, Any]) -> MpiOptions:

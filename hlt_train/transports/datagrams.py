@@ -21,13 +21,13 @@ import numpy as np
 from hlt_train.errors import RunFailed, UsageError
 from hlt_train.transports._mpi_worker import WorkerDesk
 from hlt_train.transports.actors import Shard, Worker
-from hlt_train.transports.mpi import Crew
+from hlt_train.transports.mpi import Crew, stored_actor
 from hlt_train.transports.options import MpiOptions
 from hlt_train.transports.post import Parcel
 from hlt_train.transports.program import Message, Program, Specs
 from hlt_train.transports.protocol import Tag, from_json, to_json
 
-__all__ = ["PAYLOAD", "Counts", "DatagramCrew", "DatagramProgram", "Datagrams", "size_of"]
+__all__ = ["PAYLOAD", "Counts", "DatagramCrew", "DatagramProgram", "Datagrams", "folder_counts", "size_of"]
 
 PAYLOAD = 1472  # bytes
 HEAD = struct.Struct("<IHHII")  # the receiver's number, source, push, sequence, exchange point
@@ -254,6 +254,4 @@ class DatagramCrew(Crew):
 
 def folder_counts(folder: Path, workers: list[int]) -> dict[int, Counts]:
     """The counts in a folder of states."""
-    from hlt_train.transports.mpi import stored_actor
-
     return {k: Counts(*stored_actor(folder, "worker", k)["more"]["datagrams"]) for k in workers}

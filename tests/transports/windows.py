@@ -31,6 +31,7 @@ def adding(post: Post, how: str, *, unsafe: bool = False) -> None:
         memory.set(START, 5)
     post.comm.Barrier()
     assert np.array_equal(memory.read(), START)
+    post.comm.Barrier()
     numbers = []
     if post.rank < 2:
         rows = np.random.default_rng(post.rank + 1).integers(0, BUCKETS + 1, 60).astype(np.int32)
