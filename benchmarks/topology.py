@@ -458,7 +458,7 @@ def show(found: dict[str, list[Ran]], given: argparse.Namespace, workers: int) -
                 f"{100 * share:.0f} %",
                 f"{statistics.median(waits):.2f}" if waits else "",
                 f"{1e3 * statistics.median(r.cpu for r in runs):.2f}",
-                plus_minus(float(np.mean([r.accuracy for r in runs])), float(np.std([r.accuracy for r in runs], ddof=1)) if len(runs) > 1 else 0.0),
+                plus_minus(float(np.mean([r.accuracy for r in runs])), round(float(np.std([r.accuracy for r in runs], ddof=1)), 9) if len(runs) > 1 else 0.0),
             ]
         )
     header = [
