@@ -159,6 +159,9 @@ class Fleet:
         self.simulation.put(document["simulation"], arrays, tables)
         self.journals.cut(document["journals"])
         self._wire = document["wire"]
+        if self.plan.steps != self.simulation.steps:
+            for worker in self.simulation.workers:
+                worker.note({"t": worker.t, "length": self.plan.steps})
         if extended and self.plan.steps > self.simulation.steps:
             self.simulation.extend(self.plan.steps)
 

@@ -11,20 +11,21 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hlt_train import checkpoints, devices, race
+from hlt_train import checkpoints, devices, optimisers, race
 from hlt_train.configuration import check
 from hlt_train.data import normalise
 from hlt_train.errors import RunFailed, UsageError
 from hlt_train.files import read_arrays, read_document
 from hlt_train.fit import FitConfig, prepare
 from hlt_train.fleet import digest, make_program, overlapped
-from hlt_train.preparation import check_same
+from hlt_train.preparation import Prepared, check_same
+from hlt_train.preparation import options as options_of
 from hlt_train.progress import Progress
 from hlt_train.run import Run, read_config
 from hlt_train.shares import Shares
@@ -86,17 +87,42 @@ def replay(path: Path, *, inexact: bool = False, serial: bool = False, progress:
             steps = ready.plan.steps
             if serial:
                 return _serial(run.path, recorded, program, shares, steps)
+            workers = {k: read(file_of(run.path, "worker", k)) for k in range(options.workers)}
+            _check_length(workers[0], ready, str(run.path))
             again = Replay(
                 program,
                 shares,
                 deals(options.workers, steps, strategy.warm),
-                {k: read(file_of(run.path, "worker", k)) for k in range(options.workers)},
+                workers,
                 [read(file_of(run.path, "shard", k)) for k in range(shards)],
                 int(np.iinfo(np.int64).max),  # where portions are handed out the logs say which
             )
             began = time.monotonic()
             again.run()
     return _compared(again, recorded["digests"], str(run.path), time.monotonic() - began)
+
+
+def _check_length(log: Sequence[Any], ready: Prepared, where: str) -> None:
+    """Refuse a run whose length was changed on the way where its learning rate follows the length: earlier batches had another one.
+
+    Args:
+        log: of worker 0.
+        ready: the run as it is now.
+        where: its directory.
+    """
+    lengths = {ready.plan.steps}
+    for line in (line for line in log if isinstance(line, dict)):
+        lengths |= {max(source[2] for source in line["deal"])} if line.get("deal") and "t" not in line and "joins" not in line else set()
+        lengths |= {line["length"]} if "length" in line else set()
+    config = ready.config
+    steps = np.unique(np.linspace(0, max(lengths), 1000).astype(np.int32))
+    rates = []
+    for length in sorted(lengths):
+        rate = optimisers.schedule(config.schedule["name"], config.learning_rate, length, options_of(config.schedule))
+        rates.append(np.broadcast_to(np.asarray(rate(steps)), steps.shape))
+    if any((rate != rates[0]).any() for rate in rates):
+        what = f"the length of this run was changed on the way ({', '.join(map(str, sorted(lengths)))} steps), and with it the learning rate of its schedule"
+        raise UsageError(what, where=where, then="replay a run of one length, or one with --schedule constant")
 
 
 def _serial(path: Path, recorded: Mapping[str, Any], program: Program, data: Any, steps: int) -> dict[str, Any]:

@@ -5,7 +5,7 @@ A line is written, unbuffered, before what depends on it is sent: what a killed 
 Lines of a worker: `{"deal": sources}`, what it has to do at first, `[point, source, sequence]` (source -1: the server's answer to the worker's own message),
 `{"t": batches, "takes over": [[owner, next, stop, stride], ...]}`, `{"joins": clocks}` (it begins at the server's parameters), `{"t": batches, "ends": true}`.
 Lines of a shard: `[[source, sequence], ...]`, one per serve, `{"late": [source, sequence]}`, `{"joins": worker}`. Any other object is a remark, such as
-`{"restored": step}`.
+`{"restored": step}` or `{"t": batches, "length": steps}`, the new length of a run that was made longer or shorter.
 
 When a run goes back to a checkpoint its logs are cut to what they were then: what they hold is one history, from the first batch to the last.
 """
