@@ -69,7 +69,7 @@ def _trace(path: str, seed: int) -> Factor:
     if not file.is_file():
         raise UsageError(f"no such trace of batch times: {path}", then="a text file with one number of seconds per line")
     try:
-        times = np.array(file.read_text().split(), np.float64)
+        times = np.array([word for line in file.read_text().splitlines() for word in line.partition("#")[0].split()], np.float64)
     except ValueError as error:
         raise UsageError(f"not a trace of batch times: {error}", where=path) from error
     if not times.size or not (np.isfinite(times) & (times > 0)).all():

@@ -61,6 +61,12 @@ def test_uniform_is_uniform_and_stays_what_it_is() -> None:
     assert abs(np.corrcoef(found[:-1], found[1:])[0, 1]) < 5 / COUNT**0.5
 
 
+def test_a_trace_may_say_where_it_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "bare.txt").write_text("1\n2\n")
+    (tmp_path / "told.txt").write_text("# measured on a Monday, 2 cores\n1  # the first\n\n2\n")
+    np.testing.assert_array_equal(draws(f"trace:{tmp_path / 'told.txt'}"), draws(f"trace:{tmp_path / 'bare.txt'}"))
+
+
 @pytest.mark.parametrize(
     ("text", "what", "near"),
     [
