@@ -97,6 +97,14 @@ class RaceProgram(Program):
         self.racer = program.strategy
         self.strategy = program.strategy._replace(peers=True)
         self.memory = memory
+        self._turns: dict[int, Turn] = vars(program).setdefault("_turns", {})  # compiled once for all races of a process
+
+    def turn(self, index: int) -> Turn:
+        """What a worker does, again and again."""
+        if index not in self._turns:
+            self._turns[index] = Turn(self.racer, self, self.memory, index)
+        self._turns[index].memory = self.memory
+        return self._turns[index]
 
 
 class Added(NamedTuple):
@@ -186,7 +194,7 @@ class Racer(Worker):
 
     def __init__(self, worker: Worker, program: RaceProgram) -> None:
         vars(self).update(vars(worker))
-        self._turn, self._memory = Turn(program.racer, program, program.memory, worker.index), program.memory
+        self._turn, self._memory = program.turn(worker.index), program.memory
         self._fresh = self.t == 0
         self.moved = 0
 
@@ -241,12 +249,20 @@ class RaceCrew(Crew):
     desk_kind = RaceDesk
     _looked = 0.0
 
+    @property
+    def owner(self) -> bool:
+        """Whether others wait for this process to let their calls get on."""
+        assert isinstance(self.program, RaceProgram)
+        return self.program.memory.how == "rma"
+
     def pump(self, timeout: float) -> None:
         """Take and do what has come. A worker between two batches need not look each time; an owner looks all the time."""
         now = time.monotonic()
         if self.worker is None:
-            time.sleep(NAP)
-            timeout, self._heard = 0.0, now
+            self._heard = now
+            if self.owner:
+                time.sleep(NAP)
+                timeout = 0.0
         elif timeout == 0.0 and now - self._looked < LOOK:
             return
         self._looked = now
