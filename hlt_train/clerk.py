@@ -427,7 +427,7 @@ class Clerk:
             found = self._vector(-(books.ended_epoch + 1)) if books.barrier and step < final else None
             self._current = (tally.step, vector if found is None else found)
             books.end_epoch(self._current[1])
-            if tally.stopped_early and step >= tally.step:
+            if step >= final or (tally.stopped_early and step >= tally.step):
                 break
         self._current = (tally.step, vector)
         self._save(folder)
