@@ -14,6 +14,7 @@ N = 1: beside the real runs on as many cores as here, and for more workers with 
 with many; the CPU time of all processes per batch does not depend on that (but a process that spins while it waits spins longer).
 
     python benchmarks/topology.py [-n 20000] [--particles 32] [--epochs 6] [--repeats 3] [--loss 0.6] [--workers 1,2,4] [--quick]
+    python benchmarks/topology.py --times 3.8,0.5,0.5      the simulator alone, whose clock does not depend on other load
     python benchmarks/topology.py --chaos      a worker or the master is killed, a worker is stopped for 20 s: the earlier protocol and hlt-train
 """
 
@@ -414,6 +415,9 @@ def main(given: argparse.Namespace) -> None:
         if given.chaos:
             chaos(folder, given)
             return
+        if given.times:
+            predict(folder, given, {})
+            return
         real: dict[int, dict[str, list[Ran]]] = {}
         for workers in given.workers:
             ended = launch([__file__, *sys.argv[1:], "--rank", name, "--of", str(workers)], FIRST + workers)
@@ -480,39 +484,44 @@ def show(found: dict[str, list[Ran]], given: argparse.Namespace, workers: int) -
 
 
 def predict(folder: Path, given: argparse.Namespace, real: dict[int, dict[str, list[Ran]]]) -> None:
-    """The simulator beside the real runs, and beyond them."""
-    first = min(real)
-    times = measured_times(real[first]["downpour"])
-    alone = statistics.median(r.rows / r.seconds for runs in real.values() for r in runs["alone"])
+    """The simulator beside the real runs, and beyond them; with `--times` by itself."""
     cores = len(os.sched_getaffinity(0))
+    if given.times:
+        times, told = Times(*(t / 1e3 for t in given.times)), "given"
+        bench = Bench(folder, given, 1)
+        alone = [simulate(bench, "downpour", Times(times.compute, 0.0, 0.0), None)]  # with one worker, no service and no latency it is the serial optimiser
+        bench.ready.dataset.close()
+    else:
+        times, told = measured_times(real[min(real)]["downpour"]), f"measured at N = {min(real)}"
+        alone = [ran for runs in real.values() for ran in runs["alone"]]
+    one = statistics.median(ran.rows / ran.seconds for ran in alone)
+    base = statistics.median(ran.until(given.loss) or np.nan for ran in alone)
     rows = []
-    for workers in [*real, *(BEYOND if not given.quick else ())]:
+    for workers in [*given.workers, *(BEYOND if not given.quick else ())]:
         bench = Bench(folder, given, workers)
-        beyond = workers not in real
+        beyond = workers in BEYOND
         for column in RULES:
             if beyond and column == "downpour":
                 continue  # with overlap is what one would run
             ran = simulate(bench, column, times, None if beyond else cores)
             speed, until = ran.rows / ran.seconds, ran.until(given.loss)
-            measured = "" if beyond else middle([r.rows / r.seconds / alone for r in real[workers][column]])
-            ratio = "" if beyond else f"{speed / statistics.median(r.rows / r.seconds for r in real[workers][column]):.2f}"
-            base = statistics.median(r.until(given.loss) or np.nan for runs in real.values() for r in runs["alone"])
-            rows.append(
-                [
-                    workers,
-                    column,
-                    "each one" if beyond else cores,
-                    f"{speed / alone:.2f}",
-                    measured,
-                    ratio,
-                    f"{base / until:.2f}" if until else "not reached",
-                    f"{ran.accuracy:.4f}",
-                ]
-            )
+            line = [workers, column, "each one" if beyond else cores, f"{speed / one:.2f}"]
+            if real:
+                found = [r.rows / r.seconds for r in real[workers][column]] if workers in real else []
+                line += [middle([f / one for f in found]), f"{speed / statistics.median(found):.2f}"] if found else ["", ""]
+            rows.append([*line, f"{base / until:.2f}" if until else "not reached", f"{ran.accuracy:.4f}"])
         bench.ready.dataset.close()
-    header = ["N", "column", "cores", "predicted to alone", "measured", "predicted / measured", f"predicted, loss {given.loss:g}", "accuracy"]
-    told = f"batch {1e3 * times.compute:.2f} ms, server {1e3 * times.service:.2f} ms, message {1e3 * times.latency:.2f} ms (measured at N = {first})"
-    print(table(rows, header, title=f"\nsimulator: {told}"))
+    header = [
+        "N",
+        "column",
+        "cores",
+        "predicted to alone",
+        *(("measured", "predicted / measured") if real else ()),
+        f"to alone, loss {given.loss:g}",
+        "accuracy",
+    ]
+    what = f"batch {1e3 * times.compute:.2f} ms, server {1e3 * times.service:.2f} ms, message {1e3 * times.latency:.2f} ms ({told})"
+    print(table(rows, header, title=f"\nsimulator: {what}"), flush=True)
 
 
 # Chaos.
@@ -628,6 +637,9 @@ def parse() -> argparse.Namespace:
     options.add_argument("--repeats", type=int, default=3)
     options.add_argument("--loss", type=float, default=0.6, help="validation loss of which the times are compared")
     options.add_argument("--workers", type=lambda text: [int(n) for n in text.split(",")], default=[1, 2, 4])
+    options.add_argument(
+        "--times", type=lambda text: [float(t) for t in text.split(",")], help="the simulator alone: ms of a batch, of the server, of a message"
+    )
     options.add_argument("--chaos", action="store_true")
     options.add_argument("--quick", action="store_true", help="a small run that shows that it works")
     for hidden in ("--rank", "--launch", "--of"):
