@@ -76,7 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
     except HltTrainError as error:
         if debug:
             raise
-        click.echo(f"Error: {error}", err=True)
+        if "HLT_TRAIN_RANKS" not in os.environ or error.exit_code == 130:  # of several processes the one that started them speaks
+            click.echo(f"Error: {error}", err=True)
         code = error.exit_code
     except click.exceptions.Exit as error:
         code = error.exit_code

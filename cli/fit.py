@@ -43,7 +43,7 @@ KEYS = {
     "threads": "threads",
     "init_from": "init_from",
 }
-WITH_RESUME = {"length", "devices", "nodes", "resume", "inexact", "as_json", "quiet"}
+WITH_RESUME = {"length", "workers", "devices", "nodes", "resume", "inexact", "as_json", "quiet"}
 
 
 @click.command(short_help="Train a teacher from ROOT files.")
@@ -134,7 +134,10 @@ def _resume(ctx: click.Context, progress: Any) -> dict[str, Any] | None:
 
         from hlt_train.processes import resume_by_processes
 
-        return resume_by_processes(options["resume"], sys.argv, length=options["length"], inexact=options["inexact"], progress=progress)
+        more = {name: options[name] for name in ("length", "workers", "inexact")}
+        return resume_by_processes(options["resume"], sys.argv, **more, progress=progress)
+    if ctx.get_parameter_source("workers") == click.core.ParameterSource.COMMANDLINE:
+        raise UsageError("--workers with --resume is for runs by processes (--transport mpi)", then="leave it out")
     from hlt_train.fit import resume
 
     return resume(options["resume"], length=options["length"], inexact=options["inexact"], devices_now=options["devices"], progress=progress)

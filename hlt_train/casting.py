@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from hlt_train import checkpoints
-from hlt_train.errors import RunFailed
+from hlt_train.errors import RunFailed, UsageError
+from hlt_train.strategies import Strategy
 from hlt_train.transports.dealing import Deal, Share, deals, inherit
 from hlt_train.transports.mpi import Role, actor_file, stored_actor
 from hlt_train.transports.options import MpiOptions
 from hlt_train.transports.program import Program
 
-__all__ = ["cast", "make_role", "processes", "shards_of", "under_way"]
+__all__ = ["cast", "check_exchange", "make_role", "processes", "shards_of", "under_way"]
 
 CONTINUE = "hlt-train fit --resume RUN continues from the last checkpoint"
 
@@ -26,6 +27,23 @@ def processes(options: MpiOptions, *, peers: bool) -> int:
 def shards_of(options: MpiOptions) -> int:
     """How many shards the server has: one per worker where they exchange with one another, one with as many copies for allreduce."""
     return {"server": options.servers, "alltoall": options.workers, "allreduce": 1}[options.exchange]
+
+
+def check_exchange(name: str, strategy: Strategy, options: MpiOptions) -> None:
+    """Refuse an exchange among the workers to a rule that has no barrier, and shards to one that has no server.
+
+    Raises:
+        UsageError: the options do not fit the strategy `name`.
+    """
+    if strategy.peers and (options.servers != 1 or options.exchange != "server"):
+        raise UsageError(f"{name} has no server: its workers send to one another", then="leave --servers and --exchange out")
+    if options.exchange == "server":
+        return
+    if options.servers != 1:
+        raise UsageError(f"--exchange {options.exchange} has no servers: the workers exchange with one another", then="leave --servers out")
+    if strategy.quorum != 0 or strategy.batch is not None:
+        what = f"--exchange {options.exchange} is for rules in which all workers meet; {name} serves its messages as they come"
+        raise UsageError(what, near=("sync", "average"), then="--exchange server")
 
 
 def cast(old: Role | None, alive: Sequence[int], shards: int, workers: Sequence[int], *, beside: bool) -> tuple[int, list[int], dict[int, int]]:

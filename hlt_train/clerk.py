@@ -30,7 +30,7 @@ from hlt_train.strategies import Params
 from hlt_train.timeline import Timeline
 from hlt_train.transports.account import HELD, Coverage
 from hlt_train.transports.dealing import Deal, inherit
-from hlt_train.transports.mpi import Role, stored_actor
+from hlt_train.transports.mpi import PATIENCE, Role, stored_actor
 from hlt_train.transports.options import MpiOptions
 from hlt_train.transports.post import Parcel
 from hlt_train.transports.protocol import Mail, Recovery, Tag, handle, to_json, unpack
@@ -161,7 +161,7 @@ class Clerk:
             self._last_of[parcel.source] = time.monotonic()
             handle(parcel, [self, self.books])
         self._check()
-        if time.monotonic() - self.books.heard > self.options.watchdog:
+        if time.monotonic() - self.books.heard > self.options.watchdog * (1 if self.books.latest else PATIENCE):  # the first batch compiles
             self._hung()
         if self.options.timeline:
             for worker, kind, begin, end in self.books.spans:

@@ -84,7 +84,7 @@ class Ranks:
 
         Raises:
             HltTrainError: the run failed or was interrupted, on the clerk, and where the failure happened.
-            SystemExit: with its code, on the other ranks.
+            SystemExit: on the other ranks, after a failure.
         """
         self._extended = extended
         alive, again = self.post.alive, self.post.replacement
@@ -96,10 +96,11 @@ class Ranks:
                 if clerk == self.post.rank:
                     return self._lead(alive)
                 self._follow(clerk)
-                return None
             except Recovery:
                 self.post.recover(self.respawn if self.respawns > 0 else None, patience=self.options.watchdog)
                 again = True
+            else:
+                return None
 
     def _agree(self) -> tuple[int, ...]:
         """After a recovery: the latest role that any of the living knows is everybody's. Returns the living."""
@@ -239,8 +240,8 @@ class Ranks:
                 self._tell(error)
                 raise
         self.post.flush(LEAVE)
-        if code:  # the clerk says what happened
-            raise SystemExit(code)
+        if code:  # the clerk says what happened, and its exit code is that of the run: another's would end it before it has spoken
+            raise SystemExit(0)
 
     def _tell(self, error: Exception) -> None:
         """Tell the clerk what went wrong here; the traceback goes into the log."""
@@ -259,7 +260,7 @@ class Ranks:
                 if parcel.tag == Tag.ROLE:
                     role = Role.of(from_json(parcel.payload))
                 elif parcel.tag == Tag.END:
-                    raise SystemExit(int(parcel.header[1]))
+                    raise SystemExit(0)
                 else:  # of somebody who knows his role already
                     kept.append(parcel)
             if self.post.called or clerk in self.post.dead:

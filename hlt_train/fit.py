@@ -28,7 +28,8 @@ from hlt_train.restore import Loaded, ModelSpec, build_model, load_run, paramete
 from hlt_train.run import Follower, Run, read_config
 from hlt_train.sparse_gradient import LossOfLogits
 from hlt_train.training import Trainer
-from hlt_train.trial import trial
+from hlt_train.transports import options as transports
+from hlt_train.trial import trial, trial_by_messages
 from hlt_train.types import Batch, Inputs
 from hlt_train.validation import Losses
 
@@ -122,8 +123,11 @@ def dry_run(config: FitConfig, scratch: Path, *, progress: Progress) -> dict[str
     ready = prepare(config, mesh, progress)
     groups = {g.name: list(g.shape) for g in ready.inputs.groups}
     with ready.dataset:
-        trainer = Trainer(ready.task, ready.plan, ready.strategy, mesh, None, progress, ready.schedule)
-        tried = trial(trainer)
+        options = transports.parse(config.transport)
+        if isinstance(options, transports.LockstepOptions):
+            tried = trial(Trainer(ready.task, ready.plan, ready.strategy, mesh, None, progress, ready.schedule))
+        else:
+            tried = trial_by_messages(ready, options, mesh)
     return {"inputs": groups, "outputs": list(ready.spec.outputs), "rows": row_counts(ready.dataset), **tried}
 
 

@@ -5,6 +5,7 @@ The command is the same everywhere: alone it starts `mpiexec` on this machine wi
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,16 @@ import numpy as np
 
 from hlt_train import devices
 from hlt_train.books import Work
-from hlt_train.casting import processes, shards_of
+from hlt_train.casting import check_exchange, processes, shards_of
 from hlt_train.certificate import certificate, identities
 from hlt_train.configuration import check, merge
 from hlt_train.crew import Ranks, open_post
 from hlt_train.data import normalise
-from hlt_train.errors import RunFailed, UsageError
+from hlt_train.errors import HltTrainError, Interrupted, RunFailed, UsageError
 from hlt_train.files import check_new
 from hlt_train.fit import FitConfig, prepare
 from hlt_train.fleet import make_program, overlapped
-from hlt_train.preparation import Prepared, check_same, describe, sum_up
+from hlt_train.preparation import Prepared, check_names, check_same, describe, sum_up
 from hlt_train.progress import Progress
 from hlt_train.race import RaceRanks, owners_of, racing
 from hlt_train.run import Run, read_config
@@ -31,7 +32,7 @@ from hlt_train.shares import Shares
 from hlt_train.strategies import Setup, Strategy
 from hlt_train.task import stays
 from hlt_train.transports import options as transports
-from hlt_train.transports.launch import launch, launched
+from hlt_train.transports.launch import Ended, launch, launched
 from hlt_train.transports.protocol import Mail
 from hlt_train.unreliable import DatagramRanks, by_datagrams
 from hlt_train.validation import Validator
@@ -48,29 +49,66 @@ def fit_by_processes(config: FitConfig, path: Path, argv: Sequence[str], *, prog
     return _train(config, path, argv, progress, stored=None, inexact=False, extended=False)
 
 
-def resume_by_processes(path: Path, argv: Sequence[str], *, length: str | None = None, inexact: bool = False, progress: Progress) -> dict[str, Any] | None:
-    """Continue a run at its LAST checkpoint, to its end or to a later one."""
+def resume_by_processes(
+    path: Path, argv: Sequence[str], *, length: str | None = None, workers: int | None = None, inexact: bool = False, progress: Progress
+) -> dict[str, Any] | None:
+    """Continue a run at its LAST checkpoint, to its end or to a later one. workers: fewer than it had; they share what was the others'."""
     stored = read_config(path)
     config = check(FitConfig, merge(stored, {} if length is None else {"for": length}), where=str(path / "config.yaml"))
+    options = transports.parse(config.transport)
+    assert isinstance(options, transports.MpiOptions)
+    if workers is not None and not 1 <= workers <= options.workers:
+        raise UsageError(f"this run has {options.workers} workers, and cannot go on with {workers}", where=str(path), then="--workers N, not more")
     if launched() is None:
-        _launch(config, argv)
+        count = _count(options, _rule(config))
+        _launch(config, argv, ranks=count if workers is None else count - options.workers + workers)
         return None
     return _train(config, path, argv, progress, stored=path, inexact=inexact, extended=length is not None)
 
 
-def _launch(config: FitConfig, argv: Sequence[str]) -> None:
-    """Start the ranks and wait for them; their own errors are on stderr already."""
+def _launch(config: FitConfig, argv: Sequence[str], *, ranks: int | None = None) -> None:
+    """Check what can be checked here, start the ranks and wait for them. What goes wrong in several of them is said once.
+
+    Raises:
+        HltTrainError: the run failed; one that was interrupted has said so itself.
+    """
     if config.card is None:
         raise UsageError(
             "a run by processes needs a CARD: the ranks read its files", then="hlt-train toy jets.root; hlt-train fit toy_jets --files jets=jets.root ..."
         )
     options = transports.parse(config.transport)
     assert isinstance(options, transports.MpiOptions)
-    ended = launch(argv, _count(options, _rule(config)), fault_tolerant=options.with_ft, nproc=options.nproc)
-    if ended.code:
-        if ended.killed and not ended.errors:
-            raise RunFailed(f"processes were killed: {ended.text}", then="--with-ft survives that; --resume continues from the last checkpoint")
+    _check(config, options)
+    ended = launch(argv, ranks or _count(options, _rule(config)), fault_tolerant=options.with_ft, nproc=options.nproc)
+    if ended.code == Interrupted.exit_code:
         raise SystemExit(ended.code)
+    if ended.code:
+        raise _relayed(ended)
+
+
+def _relayed(ended: Ended) -> HltTrainError:
+    """The error of a launch: what its ranks said, each thing once."""
+    said: dict[str, list[int]] = {}
+    for rank, text in ended.errors.items():
+        said.setdefault(text, []).append(rank)
+    said = {text: ranks for text, ranks in said.items() if not text.startswith("exit code")}
+    said = {text: ranks for text, ranks in said.items() if not any(text != other and text.splitlines()[0] in other for other in said)}
+    if not said:
+        first = ended.killed[:1] if ended.first is None else (ended.first,)
+        what = f"a process was killed: rank {', '.join(map(str, first))}; without fault tolerance that ends the others"
+        return RunFailed(what, then="--with-ft survives that; hlt-train fit --resume RUN continues from the last checkpoint")
+    error: HltTrainError = {UsageError.exit_code: UsageError}.get(ended.code, RunFailed)("\n".join(said))
+    return error
+
+
+def _check(config: FitConfig, options: transports.MpiOptions) -> None:
+    """Refuse what cannot work before anything is started."""
+    check_names(config)
+    strategy = _rule(config)
+    check_exchange(config.strategy["name"], strategy, options)
+    if config.batch % options.workers:
+        near = [str(b) for b in (config.batch - config.batch % options.workers, config.batch + options.workers - config.batch % options.workers) if b > 0]
+        raise UsageError(f"--batch {config.batch} cannot be shared equally by --workers {options.workers}", near=near, then="a multiple of the workers")
 
 
 def _count(options: transports.MpiOptions, strategy: Strategy) -> int:
@@ -109,7 +147,8 @@ def _train(
     ready = prepare(config, mesh, quiet, inputs=known)
     with ready.dataset:
         work = _work(ready, options, mesh)
-        if place[1] < (wanted := _count(options, work.program.strategy)):
+        wanted = _count(options, work.program.strategy) - (0 if stored is None else options.workers - 1)  # a resumed run may have fewer workers
+        if place[1] < wanted:
             raise UsageError(
                 f"this run needs {wanted} processes, there are {place[1]}", then=f"mpirun -n {wanted} hlt-train fit ..., or fewer --workers or --servers"
             )
@@ -138,7 +177,7 @@ def _train(
             if ranks.run is not None:
                 ranks.run.__exit__(None, None, None)
             quiet.close()
-            post.close(60.0)
+            post.close(10.0 if sys.exc_info()[0] is not None else 300.0)  # after a failure nobody waits long for those that may hang
 
 
 def _work(ready: Prepared, options: transports.MpiOptions, mesh: Any) -> Work:
@@ -171,6 +210,6 @@ def _work(ready: Prepared, options: transports.MpiOptions, mesh: Any) -> Work:
         weights=weights,
         validate=lambda vector: validator(devices.replicate(weights(vector), mesh)),
         rate=lambda step: float(rate(step - 1)),
-        finish=lambda coverage, step: certificate(coverage, shares, identities(ready.dataset), step),
+        finish=lambda coverage, step: certificate(coverage, shares, identities(ready.dataset), step, portions=strategy.batch is not None),
         plan=plan,
     )

@@ -8,12 +8,21 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from hlt_train.devices import workers
+from hlt_train.casting import shards_of
+from hlt_train.devices import cores, workers
 from hlt_train.errors import RunFailed
+from hlt_train.fleet import make_program, overlapped
+from hlt_train.preparation import Prepared
+from hlt_train.shares import Shares
+from hlt_train.task import stays
 from hlt_train.training import Trainer
+from hlt_train.transports.account import Coverage
+from hlt_train.transports.options import MpiOptions, SimulateOptions
+from hlt_train.transports.simulate import Simulation, Timing
 
-__all__ = ["trial"]
+__all__ = ["trial", "trial_by_messages"]
 
 
 def trial(trainer: Trainer) -> dict[str, Any]:
@@ -50,6 +59,44 @@ def trial(trainer: Trainer) -> dict[str, Any]:
         "compile_seconds": round(ready - began, 2),
         "rows_per_s": round(trainer.task.batch / seconds),
         "estimated_seconds": round(seconds * trainer.plan.steps, 1),
+    }
+
+
+def trial_by_messages(ready: Prepared, options: SimulateOptions | MpiOptions, mesh: Mesh) -> dict[str, Any]:
+    """As `trial`, for workers that send messages: one step of each in this process, with the exchanges that belong to it."""
+    began = time.monotonic()
+    task, plan, n = ready.task, ready.plan, options.workers
+    resident = stays(task, plan, mesh)
+    shares = Shares(task.train, n, task.batch, resident=resident)
+    servers = shards_of(options) if isinstance(options, MpiOptions) else options.servers
+    strategy = overlapped(ready.strategy, overlap=options.overlap)
+    program, _ = make_program(task, strategy, shares((0, 0)), workers=n, servers=servers, seed=plan.seed, wire=options.wire)
+    simulation = Simulation(program, shares, steps=1, coverage=Coverage(task.train.steps_per_epoch, n), timing=Timing())
+    simulation.advance(n)
+    simulation.drain()
+    first = float(np.mean(simulation.losses))
+    if not math.isfinite(first):
+        raise RunFailed("the loss is not finite at the first step", then="check inputs, weights and --learning-rate")
+    ready_at = time.monotonic()
+    batch, state = shares((0, 0)), program.worker(0)
+    for t in range(10):
+        state, _loss = program.compute(state, batch, 0, t)
+    at_once = min(n, cores()) if isinstance(options, MpiOptions) else 1  # workers that compute at the same time on this machine
+    seconds = (time.monotonic() - ready_at) / 10 * n / at_once
+    return {
+        "first_loss": first,
+        "parameters": {jax.tree_util.keystr(path): list(np.shape(leaf)) for path, leaf in jax.tree_util.tree_leaves_with_path(task.params)},
+        "workers": n,
+        "rows_per_step": task.batch,
+        "steps_per_epoch": task.train.steps_per_epoch,
+        "steps": plan.steps,
+        "steps_per_dispatch": 1,
+        "resident": resident,
+        "decoded_bytes": task.train.row_bytes * task.train.rows,
+        "device_bytes": None,
+        "compile_seconds": round(ready_at - began, 2),
+        "rows_per_s": round(task.batch / seconds),
+        "estimated_seconds": round(seconds * plan.steps, 1),
     }
 
 

@@ -218,7 +218,7 @@ def main() -> None:
         path = Path(job.run)
         respawn = [sys.argv[0], *sys.argv[1:]]
         ranks = Ranks(mail, work, options(job), path, lambda p=path: opened(p), Progress(quiet=True), respawn, first=1000 * number)
-        result = ranks.train(extended=job.extended)
+        result = ranks.train(extended=job.extended)  # after a failure nobody waits for the others
         if result is not None and ranks.run is not None:
             ranks.run.__exit__(None, None, None)
     for number, job in enumerate(jobs):
@@ -230,7 +230,7 @@ def main() -> None:
 def start() -> int:
     """`python tests/processes.py launch FILE RANKS [ft]`: all that a test can signal or kill."""
     ended = launch([__file__, sys.argv[2]], int(sys.argv[3]), fault_tolerant="ft" in sys.argv, nproc=2)
-    print(json.dumps({"errors": ended.errors, "killed": ended.killed}), flush=True)
+    print(json.dumps({"errors": ended.errors, "killed": ended.killed, "first": ended.first}), flush=True)
     return ended.code
 
 

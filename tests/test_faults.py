@@ -40,7 +40,7 @@ def complete(run: Path, job: dict[str, Any], workers: int = 2) -> None:
 
 
 def test_interrupted_runs_go_on(tmp_path: Path) -> None:
-    """After SIGTERM, and after everything was killed, a barrier ends where an undisturbed run does; an asynchronous rule is replayed across the interruption."""
+    """After SIGTERM, and after everything was killed, a barrier ends where an undisturbed run does; an asynchronous rule is replayed across it."""
     sync, free = {"rule": "sync", **SLOW}, {"rule": "downpour", "workers": 3, "options": {"n_push": 2}, **SLOW}
     runs = {name: tmp_path / name for name in ("whole", "term", "kill", "free")}
     outcome = run_jobs(tmp_path, [{**sync, "run": str(runs["term"])}], 4, [Strike(-1, signal.SIGTERM, after(runs["term"], 33))])
@@ -86,3 +86,57 @@ def test_a_killed_process_is_survived(role: str, tmp_path: Path) -> None:
         assert (recovery["lost_shares"] is None) == (role == "clerk")
         assert sum(epoch["lost"] for epoch in epochs) == (recovery["lost_shares"] or 0)
         assert transport["dead"] == [2]  # the worker with the highest number took over the role
+
+
+def test_a_replacement_joins(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = {"rule": "downpour", "run": str(run), "with_ft": True, "respawn": 1, "watchdog": 60.0, "replay": True, **SLOW}
+    outcome = run_jobs(tmp_path, [job], 4, [Strike(3, signal.SIGKILL, after(run, 40))], ft=True)
+    assert outcome.code == 0, outcome
+    transport = document(run, "transport.json")
+    assert transport["dead"] == []
+    assert len(transport["recoveries"]) == 1
+    complete(run, job)
+
+
+def test_a_stopped_worker_is_late_or_stale(tmp_path: Path) -> None:
+    """A barrier with backups goes on without it; elsewhere what it computed before is served when it goes on."""
+    late, stale = tmp_path / "late", tmp_path / "stale"
+    jobs = [
+        {"rule": "sync", "options": {"backups": 1}, "workers": 3, "run": str(late), "replay": True, **SLOW},
+        {"rule": "downpour", "workers": 3, "run": str(stale), "replay": True, **SLOW},
+    ]
+    stop = (1.0, signal.SIGCONT)
+    outcome = run_jobs(tmp_path, jobs, 5, [Strike(4, signal.SIGSTOP, after(late, 15), stop), Strike(4, signal.SIGSTOP, after(stale, 40), stop)])
+    assert outcome.code == 0, outcome
+    for run in (late, stale):
+        complete(run, SLOW, 3)
+    assert document(late, "transport.json")["late"][2] > 10
+    histogram = document(stale, "transport.json")["staleness"]["histogram"]
+    assert max(k for k, count in enumerate(histogram) if count) > 10
+
+
+@pytest.mark.parametrize("ft", [False, True])
+def test_an_error_of_a_worker_ends_the_run(ft: bool, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    outcome = run_jobs(tmp_path, [{"rule": "downpour", "run": str(run), "raises": [1, 20], "with_ft": ft, **SLOW}], 4, ft=ft)
+    assert outcome.code == 1, outcome
+    assert "rank 3 (worker 1): ValueError: this batch is bad" in outcome.err
+    assert "Traceback" in (run / "log.txt").read_text()
+
+
+def test_a_hanging_exchange_is_ended(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    outcome = run_jobs(tmp_path, [{"rule": "sync", "run": str(run), "watchdog": 8.0, **SLOW}], 4, [Strike(3, signal.SIGSTOP, after(run, 30))])
+    assert outcome.code == 1, outcome
+    (line,) = [line for line in (run / "log.txt").read_text().splitlines() if "watchdog" in line]
+    assert "nothing has moved for 8 s; still at work: worker 0 (rank 2, batch" in line
+    assert "nothing at all came from rank 3; the last checkpoint is step" in line
+    assert line.partition("watchdog: ")[2] in outcome.err
+
+
+def test_without_fault_tolerance_a_killed_rank_ends_the_run(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    outcome = run_jobs(tmp_path, [{"rule": "downpour", "run": str(run), **SLOW}], 4, [Strike(3, signal.SIGKILL, after(run, 40))])
+    assert outcome.code == 1, outcome
+    assert json.loads(outcome.out.splitlines()[-1])["first"] == 3

@@ -39,6 +39,7 @@ PREFIX = "hlt-train-ranks-"
 MEMORY = Path("/dev/shm")  # noqa: S108 - shared memory is the purpose
 LOOK = 0.05  # seconds between two looks at the ranks
 GRACE = 10.0  # seconds for mpiexec to end once every rank has, and between asking it to end and killing it
+FAREWELL = 30.0  # seconds that other ranks may run after one has failed
 # (rank, size) as the launchers say them: Open MPI; hydra and its kin (MPICH, Intel), also srun --mpi=pmi2; Cray; PMIx under srun, whose size is Slurm's.
 WORLDS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
@@ -65,11 +66,13 @@ class Ended(NamedTuple):
         code: the exit code of the whole: 0, 130 (interrupted), or that of the rank that failed first.
         errors: per rank that failed, what it said.
         killed: ranks that ended without a record.
+        first: the one of them that was gone first, where that was seen.
     """
 
     code: int
     errors: dict[int, str]
     killed: tuple[int, ...]
+    first: int | None = None
 
     @property
     def text(self) -> str:
@@ -259,6 +262,7 @@ class _Watch:
         self.folder, self.ranks, self.fault_tolerant = folder, ranks, fault_tolerant
         self.signals: list[int] = []
         self.told: dict[int, int] = {}  # process id -> how many of the signals it got
+        self.first: int | None = None  # rank that ended without a record, before all others
 
     def run(self, command: list[str], environment: dict[str, str]) -> Ended:
         before = {s: signal.signal(s, self._note) for s in SIGNALS}
@@ -276,11 +280,12 @@ class _Watch:
 
     def _wait(self, process: subprocess.Popen[bytes]) -> int:
         """Until mpiexec ends, or until nothing is left to wait for: with a rank dead it may hang in its own cleaning up, or its ranks in MPI's."""
-        idle_since = None
+        idle_since = failed_since = None
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(LOOK)
             alive = _living(self.folder)
+            self._look_for_the_first(alive)
             for pid in alive:
                 for number in self.signals[self.told.get(pid, 0) :]:
                     with contextlib.suppress(ProcessLookupError):
@@ -291,6 +296,16 @@ class _Watch:
             idle_since = (idle_since or time.monotonic()) if self._stuck(alive) else None
             if idle_since and time.monotonic() - idle_since > GRACE:
                 return 0
+            failed_since = failed_since or (time.monotonic() if self._failed() else None)
+            if failed_since and time.monotonic() - failed_since > FAREWELL:
+                return 1
+
+    def _look_for_the_first(self, alive: list[int]) -> None:
+        if self.first is None:
+            entered = {int(f.name.split("-")[1]): f for f in self.folder.glob("in-*")}
+            gone = set(entered) - set(alive) - {int(f.stem.split("-")[1]) for f in self._recorded()}
+            if len(gone) < len(entered):  # otherwise all went together
+                self.first = next((int(rank) for pid in sorted(gone) if (rank := entered[pid].read_text())), None)
 
     def _stuck(self, alive: list[int]) -> bool:
         """All that run have left their record; or a rank died before MPI began, and the others wait for it there for ever."""
@@ -300,6 +315,10 @@ class _Watch:
         working = set(alive) - recorded
         never = started - set(alive) - entered - recorded
         return bool(recorded and not working) or bool(never and not working & entered)
+
+    def _failed(self) -> bool:
+        """A rank has ended with an error: the others follow soon, or hang."""
+        return any(json.loads(path.read_text())["code"] not in (0, 130) for path in self._recorded())
 
     def _recorded(self) -> list[Path]:
         return sorted(self.folder.glob("ended-*.json"))
@@ -323,13 +342,15 @@ class _Watch:
         killed = tuple(sorted(set(range(self.ranks)) - {r["rank"] for r in records}))
         errors = {r["rank"]: r["error"] for r in failed}
         if failed:
-            return Ended(failed[0]["code"], errors, killed)
+            return Ended(failed[0]["code"], errors, killed, self.first)
         if code and not self.signals and not any(self.folder.glob("in-*")):
             raise RunFailed(f"mpiexec ended with code {code} before any of the {self.ranks} ranks had started", then="its message is above")
         stopped = any(r["code"] == 130 for r in records)
         if stopped or (killed and any(s in SIGNALS for s in self.signals)):
             return Ended(130, errors, killed)
-        return Ended(1 if killed and not (self.fault_tolerant and records) else 0, errors, killed)
+        if killed and not (self.fault_tolerant and records):
+            return Ended(1, errors, killed, self.first)
+        return Ended(0, errors, killed)
 
 
 def _started(pid: int) -> str | None:
@@ -395,9 +416,9 @@ def main(argv: list[str]) -> int:
     from hlt_train.transports import post
 
     MPI = post.mpi()
-    (folder / f"in-{pid}").touch()
     place = launched()
     rank = -1 if place is None else place[0]
+    (folder / f"in-{pid}").write_text(str(rank))
     if MPI.Comm.Get_parent() == MPI.COMM_NULL:
         os.environ.update(json.loads((folder / f"env-{rank}.json").read_text()))
         assign_gpu()

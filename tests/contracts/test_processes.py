@@ -95,7 +95,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Recordings:
 
 
 def test_all_ran(recordings: Recordings) -> None:
-    assert recordings.ended == (0, {}, ())
+    assert recordings.ended[:3] == (0, {}, ())
 
 
 @pytest.mark.parametrize("name", JOBS)
