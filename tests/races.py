@@ -1,7 +1,7 @@
 """Races and runs by datagrams on small problems without ROOT files: what each rank of a test runs (`launch(["tests/races.py", JOBS], ranks)`).
 
 A file holds a list of jobs, done one after the other by the same processes: {"job": fields of `processes.Job`, "mpi": more options of the transport,
-"cells": a sparse problem instead of the dense one}.
+"cells": a sparse problem instead of the dense one, "replay": replay it here, where XLA has as many threads as it had}.
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ def main() -> None:
         if result is not None and ranks.run is not None:
             ranks.run.log(json.dumps(result))
             ranks.run.__exit__(None, None, None)
-    post.close(30.0)
+        if content.get("replay") and post.rank == 0:
+            (path / "replay.json").write_text(json.dumps(processes.replayed(processes.Job(**content["job"]))))
+    post.close(60.0)
 
 
 if __name__ == "__main__":

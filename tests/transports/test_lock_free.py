@@ -237,9 +237,13 @@ def test_a_killed_worker_leaves_its_shares_to_the_others(tmp_path: Path) -> None
 
 def test_fit_races_and_replay_refuses(tmp_path: Path) -> None:
     """The commands, on cells: auto is a race; replay says no with exit code 2; --serial tells the deviation."""
-    from tests.runs import process
-
     cells, run = tmp_path / "cells.root", tmp_path / "run"
+    program = Path(sys.executable).with_name("hlt-train")  # a script: what mpiexec starts is it again
+    environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
+
+    def process(*arguments: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300, check=False)
+
     assert process("toy", cells, "--kind", "cells", "-n", "1200", "--seed", "1").returncode == 0
     fit = ["fit", "toy_cells", "--files", f"events={cells}", "--model", "sparse_linear", "--set", "model.buckets=4096", "--strategy", "hogwild"]
     done = process(*fit, "--transport", "mpi", "--workers", "2", "--batch", "32", "--for", "2epochs", "--learning-rate", "0.1", "--run", run, "--json", "-q")
