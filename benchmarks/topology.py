@@ -367,10 +367,8 @@ class Times(NamedTuple):
 
 
 def measured_times(runs: list[Ran]) -> Times:
-    """From runs with one worker that waits for its answers."""
-    compute = statistics.median(statistics.median(r.compute) for r in runs)
-    exposed = statistics.median(statistics.median(r.exposed) for r in runs)
-    service = statistics.median(statistics.median(r.served) for r in runs)
+    """Means, of the middle one of runs with one worker that waits for its answers."""
+    compute, exposed, service = (statistics.median(float(np.mean(getattr(r, name))) for r in runs) for name in ("compute", "exposed", "served"))
     waiting = statistics.median((r.waiting or 0.0) / len(r.compute) for r in runs)
     waiting = min(waiting, exposed)
     return Times(compute + exposed - waiting, min(service, waiting), max(0.0, waiting - service) / 2)
