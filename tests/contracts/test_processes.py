@@ -70,8 +70,7 @@ class Recordings:
         self.folder = folder
         jobs = []
         for name, job in JOBS.items():
-            for again in range(1 + _free(name)):
-                jobs.append({**job, "run": str(self.path(name, again)), "replay": True})
+            jobs += [{**job, "run": str(self.path(name, again)), "replay": True} for again in range(1 + _free(name))]
         file = folder / "jobs.json"
         file.write_text(json.dumps(jobs))
         ranks = max(processes.ranks_of(processes.Job(**job)) for job in jobs)
