@@ -21,8 +21,8 @@ from hlt_train.strategies.dynsgd import dynsgd
 from hlt_train.strategies.gem import gem
 from hlt_train.transports.stragglers import factor
 
-WORKERS, BATCH, EPOCHS = (1, 5, 10, 20, 25, 40), 16, 2
-RATES = {0.3: WORKERS, 0.1: (1, 20, 40)}
+WORKERS, BATCH, EPOCHS = (1, 5, 10, 20, 40), 16, 2
+RATES = {0.3: WORKERS, 0.1: (1, 10, 40)}
 WORSE = 0.05  # above the loss of one worker: a rule is said to have degraded
 RULES = {
     "downpour": (downpour, 1.0),

@@ -143,7 +143,14 @@ def gates(problem: Problem, rate: float, updates: int, seeds: range, sparser: tu
             rows.append([gate if k > 1 else "none", f"{(k - 1) * vbar:.3g}", f"{pushes:.2f}", f"{fetches:.2f}", f"{total:.2f}", shown(lost)])
     header = ["gate", "c", "pushes", "fetches", "bytes", "loss"]
     print(table(rows, header, title=f"\nB-FASGD, {KEPT} workers, rate {rate:g}, vbar {vbar:.3g}: pushes, fetches, bytes as fractions of those without gates"))
-    print("published: fetches / 10 (bytes / 5) with little harm; fewer pushes diverge quickly")
+    for longer in (1, 4):
+        losses = []
+        for k in (1, sparser[-1]):
+            of = bench(problem, "fasgd std", KEPT, rate, c_fetch=(k - 1) * vbar)
+            losses.append([final(run(of, seed, longer * updates)) for seed in seeds[:2]])
+        less = difference(losses[1], losses[0])
+        print(f"{longer * updates:,} updates, {len(seeds[:2])} seeds: c_fetch {(sparser[-1] - 1) * vbar:.3g} costs {less} ({shown(losses[0])} without)")
+    print("published: fetches / 10 (bytes / 5) with little harm after 100,000 updates; fewer pushes diverge quickly")
 
 
 def traffic(track: Track) -> tuple[float, float, float]:

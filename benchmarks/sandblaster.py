@@ -10,6 +10,7 @@ Published (Dean et al. 2012): to 16 % accuracy Downpour with Adagrad takes the l
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -22,7 +23,7 @@ from hlt_train.strategies.sandblaster import sandblaster
 from hlt_train.transports.stragglers import factor
 
 WORKERS, ROWS, PORTIONS, TARGET, ROUNDS, EPOCHS = (4, 16, 64), 31, 384, 0.9, 60, 8
-RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 
 
 def main() -> None:
@@ -52,8 +53,10 @@ def main() -> None:
     header = ["N", "rule", "rate", "epochs", "s", "worker-s", "computed / counted"]
     print(table(rows, header, title=f"to a validation loss of {target}; * the best rate is the last of its grid"))
     for n in workers:
-        pair = [b / a for a, b in zip(cost["downpour, adagrad", n], cost["sandblaster", n], strict=True)]
-        print(f"N = {n}: worker-seconds of sandblaster / downpour = {shown(pair, never='never')}")
+        pairs = list(zip(cost["downpour, adagrad", n], cost["sandblaster", n], strict=True))
+        pair = [b / a for a, b in pairs if math.isfinite(a)]
+        without = f", and {len(pairs) - len(pair)} seed(s) that downpour never finished" if len(pair) < len(pairs) else ""
+        print(f"N = {n}: worker-seconds of sandblaster / downpour = {shown(pair, never='never') if pair else 'none'}{without}")
     if len(workers) > 1:
         for name in ("downpour, adagrad", "sandblaster"):
             few, many = (spread(cost[name, n])[0] for n in (workers[0], workers[-1]))
