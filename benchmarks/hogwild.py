@@ -214,8 +214,8 @@ def writing(given: argparse.Namespace) -> None:
         value = middle(found[3:])
         base = base or value[0]
         rows.append([name, f"{value[0]:.0f} +- {value[1]:.0f}", f"{value[0] / base:.2f}"])
-    tight = Memory(post.comm, 4000, "node", (0,), unsafe=True)
-    gradient = np.ones(4000, np.float32)
+    tight = Memory(post.comm, 2**16, "node", (0,), unsafe=True)
+    gradient = np.ones(2**16, np.float32)
     post.comm.Barrier()
     for _ in range(4000):
         tight.add_range(0, gradient)
@@ -223,7 +223,7 @@ def writing(given: argparse.Namespace) -> None:
     if post.rank == 0:
         print(table(rows, [f"{len(met.rows)} rows of {width}, of {buckets:,}, 2 processes", "us", "ratio"]), flush=True)
         gone = 1 - tight.counted() / (2 * tight.attempted)
-        print(f"+= of NumPy by 2 processes that do nothing else, 4,000 times to 4,000 numbers: {100 * gone:.2g} % of the additions are lost\n", flush=True)
+        print(f"+= of NumPy by 2 processes that do nothing else, 4,000 times to 65,536 numbers: {100 * gone:.2g} % of the additions are lost\n", flush=True)
     post.close(30.0)
 
 
