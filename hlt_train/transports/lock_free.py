@@ -10,7 +10,7 @@ With `unsafe` processes of a node add with NumPy's `+=`, which loses updates. A 
 tells which fraction was lost.
 
 A sparse update writes the rows that it touches and nothing else: one `Accumulate` with a datatype of blocks of equal length (`Create_indexed_block`), which
-was faster than one call per row by a factor of 10, and than a datatype of single numbers by 4 (`benchmarks/hogwild.py`). Rows come sorted, each once: MPI does
+was faster than one call per row by a factor of 7, and than a datatype of single numbers by 1.5 (`benchmarks/hogwild.py`). Rows come sorted, each once: MPI does
 not allow a target to be written twice by one call.
 
 Open MPI holds a lock of the owner while it adds. A process that is killed there leaves it locked, and every other hangs in its next `Accumulate`; nobody can
