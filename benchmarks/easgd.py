@@ -24,7 +24,7 @@ from hlt_train.transports.stragglers import factor
 
 WORKERS, BATCH, EPOCHS = {4: (1, 4, 16, 64), 8: (1, 16, 64)}, 16, 2  # p: periods
 POINTS, LAST, TARGET = 40, 4, 0.9
-RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 RULES = {
     "downpour": lambda period, _momentum: functools.partial(downpour, n_push=period, n_fetch=period),
     "easgd": lambda period, _momentum: functools.partial(easgd, period=period),
@@ -59,7 +59,9 @@ def main() -> None:
             for name in RULES:
                 ratio = [a / b for a, b in zip(times[name], times["downpour"], strict=True)] if all(map(math.isfinite, times["downpour"])) else []
                 less = [a - b for a, b in zip(losses[name], losses["downpour"], strict=True)]
-                relative = [shown(less), shown(ratio) if ratio else ""] if name != "downpour" else ["", ""]
+                relative = (
+                    [shown(less) if all(map(math.isfinite, losses["downpour"])) else "", shown(ratio) if ratio else ""] if name != "downpour" else ["", ""]
+                )
                 rows.append([period, name, rates[name], shown(losses[name]), relative[0], shown(times[name], never="never"), relative[1]])
         header = ["period", "rule", "rate", "loss", "loss - downpour", f"s to {target}", "time / downpour"]
         print(table(rows, header, title=f"p = {n} workers, {epochs} epochs ({batches:,} batches of {BATCH}); * the best rate is the last of its grid"))
