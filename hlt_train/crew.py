@@ -34,6 +34,7 @@ __all__ = ["Ranks", "open_post"]
 
 RECOVERIES = "recoveries.json"
 LEAVE = 5.0  # seconds that the last words may take
+PARTING = 300.0  # seconds that the clerk may take to finish when all is well
 
 
 def open_post(work: Work) -> Post:
@@ -101,6 +102,11 @@ class Ranks:
                 again = True
             else:
                 return None
+
+    def leave(self, *, failed: bool) -> None:
+        """Part from the others. After a failure nobody waits long for those that may hang, and the clerk goes first: whoever ends early ends its launch."""
+        leads = self.role is None or self.role.clerk == self.post.rank
+        self.post.close(PARTING if not failed else LEAVE if leads else 4 * LEAVE)
 
     def _agree(self) -> tuple[int, ...]:
         """After a recovery: the latest role that any of the living knows is everybody's. Returns the living."""

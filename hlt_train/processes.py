@@ -177,7 +177,7 @@ def _train(
             if ranks.run is not None:
                 ranks.run.__exit__(None, None, None)
             quiet.close()
-            post.close(10.0 if sys.exc_info()[0] is not None else 300.0)  # after a failure nobody waits long for those that may hang
+            ranks.leave(failed=sys.exc_info()[0] is not None)
 
 
 def _work(ready: Prepared, options: transports.MpiOptions, mesh: Any) -> Work:

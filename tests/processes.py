@@ -218,7 +218,11 @@ def main() -> None:
         path = Path(job.run)
         respawn = [sys.argv[0], *sys.argv[1:]]
         ranks = Ranks(mail, work, options(job), path, lambda p=path: opened(p), Progress(quiet=True), respawn, first=1000 * number)
-        result = ranks.train(extended=job.extended)  # after a failure nobody waits for the others
+        try:
+            result = ranks.train(extended=job.extended)
+        except BaseException:
+            ranks.leave(failed=True)
+            raise
         if result is not None and ranks.run is not None:
             ranks.run.__exit__(None, None, None)
     for number, job in enumerate(jobs):
