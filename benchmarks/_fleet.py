@@ -154,8 +154,12 @@ class Bench:
         first = problem.dealt(0, workers, batch)((0, 0))
         self.program = Program(strategy, problem.gradient, problem.start(0), first, workers=workers, shards=shards, seed=0, wire=wire)
 
-    def run(self, seed: int, *, shares: int, timing: Timing, points: int = 20, target: float | None = None) -> Track:
-        """Train with so many shares over all workers, or until the loss is below the target (or beyond hope)."""
+    def run(self, seed: int, *, shares: int, timing: Timing, points: int = 20, target: float | None = None, rounds: bool = False) -> Track:
+        """Train with so many shares over all workers, or until the loss is below the target (or beyond hope).
+
+        rounds: a point is an update of the server, at its time, and not a number of shares: for rules whose workers meet (their next update may be a moment
+        away when a number of shares is done).
+        """
         program, n = self.program, self.workers
         program.vector, program.seed = self.problem.start(seed), seed
         steps = -(-shares // n)
@@ -164,17 +168,31 @@ class Bench:
         dealt = self.problem.dealt(seed, n, self.batch)
         data = dealt if program.strategy.batch is None else lambda share: dealt((0, share[0] % self.portions))
         simulation = Simulation(program, data, steps=steps, coverage=coverage, timing=timing)
-        found = [(0.0, 0, self.problem.loss(program.vector))]
+        found: list[tuple[float, int, float]] = [(0.0, 0, self.problem.loss(program.vector))]
+        if rounds:
+            self._listen(simulation, found)
         for k in range(1, points + 1):
             more = simulation.advance(steps * n * k // points)
             if k == points:
                 simulation.drain()
-            found.append((simulation.now, simulation.done, self.problem.loss(simulation.params())))
-            loss = found[-1][2]
+            if not rounds:
+                found.append((simulation.now, simulation.done, self.problem.loss(simulation.params())))
+            loss = min(point[2] for point in found) if rounds else found[-1][2]
             if not more or not loss < 10 * DIVERGED or (target is not None and loss <= target):
                 break
         times, done, losses = (np.array(column, np.float64) for column in zip(*found, strict=True))
         return Track(times, done, np.where(np.isfinite(losses), losses, math.inf), simulation.account, simulation)
+
+    def _listen(self, simulation: Simulation, found: list[tuple[float, int, float]]) -> None:
+        """Add a point at every update of the (only) shard."""
+        shard, serve = simulation.shards[0], simulation.shards[0].serve
+
+        def heard(messages: Any, measured: Any) -> Any:
+            served = serve(messages, measured)
+            found.append((simulation.now, shard.clock * self.workers, self.problem.loss(simulation.params())))
+            return served
+
+        shard.serve = heard  # type: ignore[method-assign]
 
 
 class Scan(NamedTuple):

@@ -73,7 +73,7 @@ def compared(
         tracks = []
         for seed in seeds:
             timing = Timing(compute=COMPUTE, latency=1e-3, factor=model(seed))
-            tracks.append(bench.run(seed, shares=WORKERS * ROUNDS, timing=timing, points=ROUNDS, target=target))
+            tracks.append(bench.run(seed, shares=WORKERS * ROUNDS, timing=timing, points=ROUNDS, target=target, rounds=True))
         times[b] = [track.until(target) / COMPUTE for track in tracks]
         rounds = [track.until(target, "shares") / WORKERS for track in tracks]
         late = [track.account.late.sum() / max(1, track.simulation.done) for track in tracks]
