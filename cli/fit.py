@@ -127,8 +127,9 @@ def _resume(ctx: click.Context, progress: Any) -> dict[str, Any] | None:
     if extra:
         names = ", ".join(f"'{name.replace('_', '-')}'" for name in extra)
         raise UsageError(f"--resume continues the run as it is configured; it does not take {names}", then="a new --run with --config and --init-from")
-    from hlt_train.run import read_config
+    from hlt_train.run import check_is_run, read_config
 
+    check_is_run(options["resume"], then="hlt-train fit --run DIR starts a new run")
     if read_config(options["resume"]).get("transport", {}).get("name") == "mpi":
         import sys
 

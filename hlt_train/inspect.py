@@ -14,6 +14,7 @@ from hlt_train.errors import UsageError
 from hlt_train.files import read_document
 from hlt_train.report.table import table
 from hlt_train.report.traffic import traffic_text
+from hlt_train.run import check_is_run
 
 __all__ = ["card_text", "draft_card", "file_text", "inspect_card", "inspect_file", "inspect_run", "is_card", "run_text"]
 
@@ -63,8 +64,7 @@ def inspect_card(source: str, files: Mapping[str, Sequence[str]] | None = None, 
 
 def inspect_run(run: Path) -> dict[str, Any]:
     """What the workers of a finished run by messages did."""
-    if not (run / "config.yaml").is_file():
-        raise UsageError("not a run directory: it has no config.yaml", where=str(run), then="hlt-train inspect FILE, CARD or RUN")
+    check_is_run(run, then="hlt-train inspect FILE, CARD or RUN")
     if not (run / "transport.json").is_file():
         what = "the run sent no messages (transport lockstep), or is not finished"
         raise UsageError(what, where=str(run), then=f"hlt-train evaluate {run} shows what was learnt; hlt-train fit --resume {run} finishes it")

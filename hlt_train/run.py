@@ -32,7 +32,7 @@ from hlt_train import __version__
 from hlt_train.errors import RunFailed, UsageError
 from hlt_train.files import append_line, new_directory, read_document, write_document, write_text
 
-__all__ = ["Follower", "Run", "commit", "constraints", "read_config"]
+__all__ = ["Follower", "Run", "check_is_run", "commit", "constraints", "read_config"]
 
 METRICS = {"format": "hlt-train/metrics", "version": 1}
 CONFIG = {"format": "hlt-train/config", "version": 1}
@@ -63,8 +63,7 @@ class Run:
     @classmethod
     def open(cls, path: Path) -> Run:
         """Take an existing run for writing."""
-        if not (path / "config.yaml").is_file():
-            raise UsageError("not a run directory: it has no config.yaml", where=str(path), then="hlt-train fit --run DIR starts a new run")
+        check_is_run(path, then="hlt-train fit --run DIR starts a new run")
         return cls(path)
 
     def __enter__(self) -> Run:  # noqa: PYI034 - the run-time check of annotations knows no Self here
@@ -157,6 +156,12 @@ class Follower(Run):
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def check_is_run(path: Path, *, then: str) -> None:
+    """Refuse a folder that is no run; `then` says what to do instead."""
+    if not (path / "config.yaml").is_file():
+        raise UsageError("not a run directory: it has no config.yaml", where=str(path), then=then)
 
 
 def read_config(path: Path) -> dict[str, Any]:
