@@ -28,7 +28,7 @@ from hlt_train.preparation import Prepared, check_names, check_same, describe, s
 from hlt_train.progress import Progress
 from hlt_train.race import RaceRanks, owners_of, racing
 from hlt_train.run import Run, read_config
-from hlt_train.shares import Shares
+from hlt_train.shares import Shares, spread_rows
 from hlt_train.strategies import Setup, Strategy
 from hlt_train.task import stays
 from hlt_train.transports import options as transports
@@ -109,6 +109,9 @@ def _check(config: FitConfig, options: transports.MpiOptions) -> None:
     if config.batch % options.workers:
         near = [str(b) for b in (config.batch - config.batch % options.workers, config.batch + options.workers - config.batch % options.workers) if b > 0]
         raise UsageError(f"--batch {config.batch} cannot be shared equally by --workers {options.workers}", near=near, then="a multiple of the workers")
+    if config.batch // options.workers % options.devices:
+        what = f"a worker's {config.batch // options.workers} rows of --batch {config.batch} cannot be shared equally by its {options.devices} devices"
+        raise UsageError(what, then=f"a batch that is a multiple of {options.workers * options.devices}")
 
 
 def _count(options: transports.MpiOptions, strategy: Strategy) -> int:
@@ -202,7 +205,7 @@ def _work(ready: Prepared, options: transports.MpiOptions, mesh: Any) -> Work:
 
     return Work(
         program=program,
-        data=shares,
+        data=spread_rows(shares, options.devices) if options.devices > 1 else shares,
         steps=plan.steps,
         steps_per_epoch=stream.steps_per_epoch,
         rows=rows,

@@ -7,18 +7,29 @@ latest steps are kept, so that workers which are nearly at the same step share o
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
+from hlt_train import devices
 from hlt_train.data.stream import Stream
 from hlt_train.types import Batch
 
-__all__ = ["Shares"]
+__all__ = ["Shares", "spread_rows"]
 
 WINDOW = 64  # steps kept when the data are streamed
+
+
+def spread_rows(data: Callable[[tuple[int, int]], Any], count: int) -> Callable[[tuple[int, int]], Any]:
+    """The same data, with the rows of a batch on `count` devices of this process: what is computed with it is computed there, a part on each."""
+    mesh = devices.mesh(count)
+
+    def placed(share: tuple[int, int]) -> Any:
+        return devices.place(data(share), mesh)
+
+    return placed
 
 
 class Shares:

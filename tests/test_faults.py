@@ -60,7 +60,7 @@ def test_interrupted_runs_go_on(tmp_path: Path) -> None:
     assert [epoch["classes"]["open"] for epoch in complete_free] == [0, 0, 0]
     assert sum(sum(epoch["classes"].values()) for epoch in complete_free) == 180
     assert document(runs["free"], "transport.json")["dead"] == [2]
-    assert {**document(runs["free"], "replay.json"), "workers": 0} == {**document(runs["free"], "transport.json")["digests"], "workers": 0}
+    assert document(runs["free"], "replay.json") == document(runs["free"], "transport.json")["digests"]
 
 
 @pytest.mark.parametrize("role", ["worker", "server", "clerk"])

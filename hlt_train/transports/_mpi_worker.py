@@ -41,6 +41,8 @@ class WorkerDesk:
             if not role.folder:
                 worker.begin()
         worker.stopped = worker.stopped and not role.extended
+        if role.extended:
+            worker.note({"t": worker.t, "length": crew.portions // crew.program.workers})
         if index in role.inherits:
             worker.take_over([Source(*line) for line in role.inherits[index]])
         self._parts: dict[int, dict[int, Reply]] = more.get("parts", {})

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from hlt_train.trigger.thresholds import TOLERANCE
 
@@ -57,6 +56,8 @@ def rank(scores: np.ndarray) -> Ranking:
 @functools.cache
 def _table() -> np.ndarray:
     """Inverse of the Poisson(1) distribution function at 2**16 points (mean and variance right to 1e-4, far below the noise of any number of replicas)."""
+    from scipy import stats  # half of the time that a process takes to start, and most processes need no interval
+
     return stats.poisson.ppf((np.arange(65536) + 0.5) / 65536, 1.0).astype(np.uint8)
 
 

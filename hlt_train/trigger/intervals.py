@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from hlt_train.trigger.bootstrap import multiplicities
 
@@ -50,6 +49,8 @@ def effective(weights: np.ndarray) -> float:
 
 def clopper_pearson(passed: Any, total: Any, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
     """Ends of the Clopper-Pearson interval; numbers or arrays, not necessarily integers. [0, 1] for total = 0."""
+    from scipy import stats  # half of the time that a process takes to start, and most processes need no interval
+
     k, n = np.broadcast_arrays(np.asarray(passed, dtype=np.float64), np.asarray(total, dtype=np.float64))
     tail = (1 - level) / 2
     k = np.clip(k, 0, n)
@@ -61,6 +62,8 @@ def clopper_pearson(passed: Any, total: Any, level: float = LEVEL) -> tuple[np.n
 
 def garwood(count: Any, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
     """Ends of Garwood's interval of a Poisson mean; numbers or arrays, not necessarily integers."""
+    from scipy import stats  # half of the time that a process takes to start, and most processes need no interval
+
     n = np.asarray(count, dtype=np.float64)
     tail = (1 - level) / 2
     low = np.where(n > 0, stats.chi2.ppf(tail, 2 * np.maximum(n, 1e-300)) / 2, 0.0)
