@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from hlt_train import checkpoints, devices, optimisers, race
+from hlt_train.casting import shards_of
 from hlt_train.configuration import check
 from hlt_train.data import normalise
 from hlt_train.errors import RunFailed, UsageError
@@ -28,7 +29,7 @@ from hlt_train.preparation import Prepared, check_same
 from hlt_train.preparation import options as options_of
 from hlt_train.progress import Progress
 from hlt_train.run import Run, read_config
-from hlt_train.shares import Shares
+from hlt_train.shares import Shares, spread_rows
 from hlt_train.task import stays
 from hlt_train.transports import options as transports
 from hlt_train.transports.actors import Worker
@@ -67,23 +68,25 @@ def replay(path: Path, *, inexact: bool = False, serial: bool = False, progress:
                 then=f"hlt-train replay {path} --serial does its batches one after the other and prints the deviation",
             )
         environment = run.provenance()["environment"]
-        devices.prepare(config.devices, environment["nproc"])
+        own = options.devices if isinstance(options, transports.MpiOptions) else 1  # devices of each worker
+        devices.prepare(max(own, config.devices or 1), environment["nproc"])
         mesh = devices.mesh(config.devices)
         ready = prepare(config, mesh, progress, inputs=normalise.load(run.path / "normalisation.json"))
         with ready.dataset:
             check_same(ready, mesh, run, inexact=inexact, note=False)
             shares = Shares(ready.task.train, options.workers, config.batch, resident=stays(ready.task, ready.plan, mesh))
             strategy = overlapped(ready.strategy, overlap=options.overlap)
+            servers = shards_of(options) if isinstance(options, transports.MpiOptions) else options.servers
             program, _ = make_program(
                 ready.task,
                 strategy,
                 shares((0, 0)),
                 workers=options.workers,
-                servers=options.servers,
+                servers=servers,
                 seed=config.seed,
                 wire=options.wire,
             )
-            shards = 0 if strategy.peers else options.servers
+            shards = 0 if strategy.peers else servers
             steps = ready.plan.steps
             if serial:
                 return _serial(run.path, recorded, program, shares, steps)
@@ -91,14 +94,17 @@ def replay(path: Path, *, inexact: bool = False, serial: bool = False, progress:
             _check_length(workers[0], ready, str(run.path))
             again = Replay(
                 program,
-                shares,
+                spread_rows(shares, own) if own > 1 else shares,
                 deals(options.workers, steps, strategy.warm),
                 workers,
                 [read(file_of(run.path, "shard", k)) for k in range(shards)],
                 int(np.iinfo(np.int64).max),  # where portions are handed out the logs say which
             )
             began = time.monotonic()
-            again.run()
+            try:
+                again.run()
+            except RunFailed as error:
+                raise RunFailed(error.what, where=error.where or str(run.path), then=error.then) from error
     return _compared(again, recorded["digests"], str(run.path), time.monotonic() - began)
 
 

@@ -485,7 +485,7 @@ class Simulation:
             shard.forget(k)
         heirs = [w for w in self.workers if w.index not in self.dead]
         if not heirs:
-            raise RunFailed(f"no worker is left at {self.now:.3f} s of virtual time", then="a schedule of failures that leaves one")
+            raise RunFailed("no worker is left", where=f"{self.now:.6g} s of virtual time", then="a schedule of failures that leaves one")
         if self.rule.batch is None:  # else the server hands out what the dead had
             self._redeal(worker, unserved, heirs)
         worker.pending = []
