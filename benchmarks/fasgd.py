@@ -143,7 +143,7 @@ def gates(problem: Problem, rate: float, updates: int, seeds: range, sparser: tu
             rows.append([gate if k > 1 else "none", f"{(k - 1) * vbar:.3g}", f"{pushes:.2f}", f"{fetches:.2f}", f"{total:.2f}", shown(lost)])
     header = ["gate", "c", "pushes", "fetches", "bytes", "loss"]
     print(table(rows, header, title=f"\nB-FASGD, {KEPT} workers, rate {rate:g}, vbar {vbar:.3g}: pushes, fetches, bytes as fractions of those without gates"))
-    for longer in (1, 4):
+    for longer in (1, 4) if len(sparser) > 2 else ():  # not with --quick
         losses = []
         for k in (1, sparser[-1]):
             of = bench(problem, "fasgd std", KEPT, rate, c_fetch=(k - 1) * vbar)
