@@ -136,6 +136,15 @@ class Books:
                     break
         return Deal([Source(*line) for line in kept]), unfinished
 
+    def note_redealt(self, deal: Deal, shares: list[Share]) -> int:
+        """All of `deal` and `shares` go to other workers. Returns how many that are."""
+        rest, found = Deal(deal.document()), list(shares)
+        while (share := rest.pop()) is not None:
+            found.append(share)
+        for share in found:
+            self.coverage.note_redealt(share)
+        return len(found)
+
     # Steps and epochs.
 
     def done(self) -> int:

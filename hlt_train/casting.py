@@ -14,7 +14,7 @@ from hlt_train.transports.mpi import Role, actor_file, stored_actor
 from hlt_train.transports.options import MpiOptions
 from hlt_train.transports.program import Program
 
-__all__ = ["cast", "check_exchange", "make_role", "processes", "shards_of", "under_way"]
+__all__ = ["cast", "check_exchange", "make_role", "processes", "shards_of", "to_do", "under_way"]
 
 CONTINUE = "hlt-train fit --resume RUN continues from the last checkpoint"
 
@@ -178,3 +178,19 @@ def under_way(folder: Path, worker: int, shards: int) -> list[Share]:
     if not shards:
         return []
     return [share for message in stored_actor(folder, "shard", 0)["waiting"] if message.source == worker for share in message.shares]
+
+
+def to_do(role: Role) -> tuple[dict[int, Deal], list[Share]]:
+    """Worker -> all that it has to do in a session, what it had computed but not got applied included; and the shares that it had not sent yet."""
+    found: dict[int, Deal] = {}
+    unpushed: list[Share] = []
+    for k in role.workers:
+        more = role.inherits.get(k, [])
+        if k in role.joining or not role.folder:
+            found[k] = Deal([*role.deals.get(k, []), *more])
+            continue
+        stored = stored_actor(Path(role.folder), "worker", k)
+        flying = [*stored["pending"], *under_way(Path(role.folder), k, len(role.shards))]
+        found[k] = Deal([*stored["deal"], *more, *((owner, step, step + 1) for step, owner in flying if owner >= 0)])
+        unpushed += [(int(step), int(owner)) for step, owner in stored["pending"]]
+    return found, unpushed

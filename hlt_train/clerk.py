@@ -11,6 +11,7 @@ cannot be completed (somebody died, or is stopped) is called off, and tried agai
 from __future__ import annotations
 
 import hashlib
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ import numpy as np
 
 from hlt_train import checkpoints
 from hlt_train.books import Books, Work
-from hlt_train.casting import under_way
+from hlt_train.casting import to_do
 from hlt_train.errors import HltTrainError, RunFailed
-from hlt_train.final_states import last_states, served_since, stored_vector
+from hlt_train.final_states import clean, cut_logs_of_the_missing, joined, last_states, served_since, stillness, stored_vector
 from hlt_train.progress import Progress
 from hlt_train.record import BREATH, Record
 from hlt_train.run import Run
@@ -30,10 +31,10 @@ from hlt_train.strategies import Params
 from hlt_train.timeline import Timeline
 from hlt_train.transports.account import HELD, Coverage
 from hlt_train.transports.dealing import Deal, inherit
-from hlt_train.transports.mpi import PATIENCE, Role, stored_actor
+from hlt_train.transports.mpi import PATIENCE, Role
 from hlt_train.transports.options import MpiOptions
 from hlt_train.transports.post import Parcel
-from hlt_train.transports.protocol import Mail, Recovery, Tag, handle, to_json, unpack
+from hlt_train.transports.protocol import Mail, Recovery, Tag, handle, to_json
 from hlt_train.transports.simulate import Span
 
 __all__ = ["Clerk"]
@@ -99,11 +100,7 @@ class Clerk:
             recovered: there was such a session.
         """
         document = self.record.restore(extended=self.role.extended)
-        for name in ("transport.json", "coverage.json", "timeline.json"):  # of the end that the run had before
-            (self.run.path / name).unlink(missing_ok=True)
-        folder = self.run.path / "checkpoints"
-        for path in folder.glob(".actors-*") if folder.is_dir() else ():
-            _remove(path)
+        clean(self.run.path)
         messages = served_since(self.run.path, self.role.folder)
         if document is None:
             lost = None if before is None else before.roll_back({})
@@ -114,15 +111,10 @@ class Clerk:
             lost = None if before is None else lost
         if recovered:
             self.lost = lost, messages
-        for k in self.role.workers:
-            if k in self.role.joining or not self.role.folder:
-                self._bases[k] = Deal([*self.role.deals.get(k, []), *self.role.inherits.get(k, [])])
-                continue
-            stored = stored_actor(Path(self.role.folder), "worker", k)
-            flying = [*stored["pending"], *under_way(Path(self.role.folder), k, len(self.role.shards))]
-            self._bases[k] = Deal([*stored["deal"], *self.role.inherits.get(k, []), *((owner, step, step + 1) for step, owner in flying if owner >= 0)])
-            for share in stored["pending"] if self.role.extended else ():
-                self.books.coverage.reopen(tuple(share))
+        cut_logs_of_the_missing(self.run.path, self.role, self.n)
+        self._bases, unpushed = to_do(self.role)
+        for share in unpushed if self.role.extended else ():
+            self.books.coverage.reopen(share)
 
     # The loop.
 
@@ -178,20 +170,11 @@ class Clerk:
                 self._death(k, rank)
 
     def _hung(self) -> None:
-        now = time.monotonic()
-        at_work = sorted(self.alive - self.finished)
-        waited = [f"worker {k} (rank {self.role.workers[k]}, batch {self.books.t[k]})" for k in at_work]
-        silent = [f"rank {rank}" for rank, when in sorted(self._silence().items()) if now - when > self.options.watchdog / 2]
-        last = checkpoints.pointed(self.run.path, "LAST")
-        kept = f"the last checkpoint is step {last}" if last is not None else "there was no checkpoint yet"
-        silence = f"; nothing at all came from {', '.join(silent)}" if silent else ""
-        what = f"nothing has moved for {self.options.watchdog:g} s; still at work: {', '.join(waited) or 'nobody'}{silence}; {kept}"
+        at_work = {k: (self.role.workers[k], self.books.t[k]) for k in sorted(self.alive - self.finished)}
+        silent = [rank for rank, _ in at_work.values() if time.monotonic() - self._last_of.get(rank, self._began) > self.options.watchdog / 2]
+        what = stillness(self.run.path, self.options.watchdog, at_work, silent)
         self.run.log(f"watchdog: {what}")
         raise RunFailed(what, where=str(self.run.path), then=f"hlt-train fit --resume {self.run.path}")
-
-    def _silence(self) -> dict[int, float]:
-        """Worker's rank -> when anything last came from it."""
-        return {rank: self._last_of.get(rank, self._began) for k, rank in self.role.workers.items() if k in self.alive}
 
     def _tell_all(self, tag: Tag, *header: int, payload: Any = None) -> None:
         for rank in self.post.alive:
@@ -220,18 +203,10 @@ class Clerk:
     def _vector(self, number: int) -> np.ndarray | None:
         """The parameters that a request or the end of an epoch gave; None while parts are missing."""
         found = self._vectors.get(number, {})
-        if self.rule.peers:
-            if not self.alive <= set(found):
-                return None
-            like = self.program.leaves(self.program.worker(0))
-            specs = tuple((leaf.shape, leaf.dtype) for leaf in like["leaves"])
-            states = [self.program.worker_from({**like, "leaves": list(unpack(found[k], specs))}) for k in sorted(self.alive)]
-            return self.program.params(states, [])
-        if len(found) < self.program.shards:
+        if not (self.alive if self.rule.peers else set(range(self.program.shards))) <= set(found):
             return None
-        parts = [found[k].view(np.float32)[: self.program.cuts[k + 1] - self.program.cuts[k]] for k in range(self.program.shards)]
-        self._vectors = {k: v for k, v in self._vectors.items() if k != number}
-        return np.concatenate(parts)
+        del self._vectors[number]
+        return joined(self.program, sorted(self.alive), found)
 
     def _advance(self) -> None:
         """Write metrics, and validate at the ends of epochs."""
@@ -294,7 +269,7 @@ class Clerk:
         number, self._pausing = self._pausing, None
         assert number is not None
         self._tell_all(Tag.GO, number)
-        _remove(self._place(number))
+        shutil.rmtree(self._place(number), ignore_errors=True)
 
     def _place(self, number: int) -> Path:
         return self.run.path / "checkpoints" / f".actors-{self.role.session}-{number}"
@@ -394,12 +369,7 @@ class Clerk:
             return  # the server hands out what is missing once more
         heirs = sorted(self.alive)
         deal, unfinished = self.books.remaining(self._bases[k])
-        counted, again = Deal(deal.document()), len(unfinished)
-        for share in unfinished:
-            self.books.coverage.note_redealt(share)
-        while (left := counted.pop()) is not None:
-            self.books.coverage.note_redealt(left)
-            again += 1
+        again = self.books.note_redealt(deal, unfinished)
         for heir, sources in inherit(deal, unfinished, heirs).items():
             if sources:
                 self.finished.discard(heir)
@@ -433,9 +403,3 @@ class Clerk:
         self._save(folder)
         self._tell_all(Tag.END, 0)
         return digests
-
-
-def _remove(folder: Path) -> None:
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)

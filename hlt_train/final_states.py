@@ -1,21 +1,24 @@
-"""What the clerk reads from the states that actors have written: parameters, hashes, and what a recovery loses."""
+"""What the clerk reads from the states that actors have written or sent: parameters, hashes, and what a recovery loses."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from hlt_train import checkpoints
 from hlt_train.fleet import digest
 from hlt_train.transports.actors import Shard, Worker
 from hlt_train.transports.dealing import Deal, Share
-from hlt_train.transports.journal import file_of
-from hlt_train.transports.mpi import load_actor, stored_actor
+from hlt_train.transports.journal import Journal, file_of
+from hlt_train.transports.mpi import Role, actor_file, load_actor, stored_actor
 from hlt_train.transports.program import Program
+from hlt_train.transports.protocol import unpack
 
-__all__ = ["last_states", "served_since", "stored_vector"]
+__all__ = ["clean", "cut_logs_of_the_missing", "joined", "last_states", "served_since", "stillness", "stored_vector"]
 
 
 def _workers(program: Program, living: Sequence[int], folder: Path) -> list[Worker]:
@@ -53,3 +56,41 @@ def served_since(run: Path, folder: str) -> int | None:
     begin = int(stored_actor(Path(folder), "shard", 0)["more"]["journal"]) if folder else 0
     lines = [json.loads(line) for line in path.read_bytes()[begin:].split(b"\n")[:-1]]
     return sum(len(line) for line in lines if isinstance(line, list))
+
+
+def joined(program: Program, living: Sequence[int], found: Mapping[int, np.ndarray]) -> np.ndarray:
+    """The parameters that shards (peers: the living workers) have sent, by index."""
+    if not program.strategy.peers:
+        return np.concatenate([found[k].view(np.float32)[: program.cuts[k + 1] - program.cuts[k]] for k in range(program.shards)])
+    like = program.leaves(program.worker(0))
+    specs = tuple((leaf.shape, leaf.dtype) for leaf in like["leaves"])
+    return program.params([program.worker_from({**like, "leaves": list(unpack(found[k], specs))}) for k in living], [])
+
+
+def cut_logs_of_the_missing(run: Path, role: Role, workers: int) -> None:
+    """Workers that have no process any more end at the checkpoint: what they did since is no part of the run."""
+    for k in set(range(workers)) - set(role.workers):
+        if not file_of(run, "worker", k).is_file():
+            continue
+        journal = Journal(run, "worker", k)
+        if not role.folder:
+            journal.cut(journal.header())
+        elif actor_file(Path(role.folder), "worker", k).is_file():
+            journal.cut(int(stored_actor(Path(role.folder), "worker", k)["more"]["journal"]))
+
+
+def stillness(run: Path, seconds: float, at_work: Mapping[int, tuple[int, int]], silent: Sequence[int]) -> str:
+    """What to say when nothing moves. at_work: worker -> (rank, batches done); silent: ranks from which nothing at all comes."""
+    waited = [f"worker {k} (rank {rank}, batch {t})" for k, (rank, t) in at_work.items()]
+    last = checkpoints.pointed(run, "LAST")
+    kept = f"the last checkpoint is step {last}" if last is not None else "there was no checkpoint yet"
+    silence = f"; nothing at all came from {', '.join(f'rank {rank}' for rank in silent)}" if silent else ""
+    return f"nothing has moved for {seconds:g} s; still at work: {', '.join(waited) or 'nobody'}{silence}; {kept}"
+
+
+def clean(run: Path) -> None:
+    """Remove what the end of the run wrote, if it had one, and states that became no checkpoint."""
+    for name in ("transport.json", "coverage.json", "timeline.json"):
+        (run / name).unlink(missing_ok=True)
+    for path in (run / "checkpoints").glob(".actors-*"):
+        shutil.rmtree(path, ignore_errors=True)

@@ -227,7 +227,7 @@ def main() -> None:
         if result is not None and ranks.run is not None:
             ranks.run.__exit__(None, None, None)
     for number, job in enumerate(jobs):
-        if job.replay and number % post.size == post.rank:
+        if job.replay and post.alive[number % len(post.alive)] == post.rank:
             write_text(Path(job.run) / "replay.json", json.dumps(replayed(job)))
     post.close(300.0)
 

@@ -65,11 +65,12 @@ def test_interrupted_runs_go_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("role", ["worker", "server", "clerk"])
 def test_a_killed_process_is_survived(role: str, tmp_path: Path) -> None:
-    job = {"rule": "downpour", "run": str(tmp_path / "run"), "workers": 3, "with_ft": True, "watchdog": 30.0, **SLOW}
     run = tmp_path / "run"
+    job = {"rule": "downpour", "run": str(run), "workers": 3, "with_ft": True, "watchdog": 60.0, "replay": True, **SLOW}
     outcome = run_jobs(tmp_path, [job], 5, [Strike({"clerk": 0, "server": 1, "worker": 3}[role], signal.SIGKILL, after(run, 70))], ft=True)
     assert outcome.code == 0, outcome
     log, transport = (run / "log.txt").read_text(), document(run, "transport.json")
+    assert document(run, "replay.json") == transport["digests"]
     epochs = document(run, "coverage.json")["epochs"]
     assert [epoch["classes"]["open"] for epoch in epochs] == [0, 0, 0]
     assert sum(sum(epoch["classes"].values()) for epoch in epochs) == 180
@@ -86,6 +87,17 @@ def test_a_killed_process_is_survived(role: str, tmp_path: Path) -> None:
         assert (recovery["lost_shares"] is None) == (role == "clerk")
         assert sum(epoch["lost"] for epoch in epochs) == (recovery["lost_shares"] or 0)
         assert transport["dead"] == [2]  # the worker with the highest number took over the role
+
+
+@pytest.mark.parametrize("exchange", ["alltoall", "allreduce"])
+def test_workers_that_are_the_server_too(exchange: str, tmp_path: Path) -> None:
+    """One of them dies: the others go back to the checkpoint and share what was its, its shard included."""
+    run = tmp_path / "run"
+    job = {"rule": "sync", "exchange": exchange, "run": str(run), "workers": 3, "with_ft": True, "watchdog": 60.0, "replay": True, **SLOW}
+    outcome = run_jobs(tmp_path, [job], 4, [Strike(2, signal.SIGKILL, after(run, 35))], ft=True)
+    assert outcome.code == 0, outcome
+    assert document(run, "transport.json")["dead"] == [1]
+    complete(run, job, 3)
 
 
 def test_a_replacement_joins(tmp_path: Path) -> None:
