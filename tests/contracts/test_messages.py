@@ -61,11 +61,12 @@ def test_one_worker_is_the_serial_rule(name: str) -> None:
 @pytest.mark.parametrize("name", STRATEGIES)
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_converges_on_a_convex_problem(name: str, workers: int) -> None:
-    simulated = messages.finish(simulation(name, workers, 150))
+    steps = 150 if program(name, workers).strategy.batch is None else 60  # of a portion each: 30 rounds
+    simulated = messages.finish(simulation(name, workers, steps))
     np.testing.assert_allclose(simulated.params(), messages.TRUTH, atol=2e-3)
     found = messages.counts(simulated)
-    assert found["applied"] == sum(found.values()) == 150 * workers
-    assert simulated.done == 150 * workers
+    assert found["applied"] == sum(found.values()) == steps * workers
+    assert simulated.done == steps * workers
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -143,7 +144,7 @@ def test_replay_with_a_death_a_stop_and_the_loss_of_the_server(name: str, tmp_pa
     server = () if peers else (Failure(0.6, "server"),)
     failures = (Failure(0.2, "kill", 1), Failure(0.25, "stop", 2, 0.2), *server, Failure(0.4 if peers else 1.0, "kill", 0))
     simulated = simulation(name, 5, failures=failures, run=tmp_path)
-    simulated.advance(30)
+    simulated.advance(10)
     simulated.remember()
     messages.finish(simulated)
     assert simulated.dead == {0, 1}

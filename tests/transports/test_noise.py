@@ -72,7 +72,7 @@ def setup(workers: int) -> Setup:
 
 def test_synchronous_workers_have_the_noise_of_one_large_batch() -> None:
     """The stationary loss, sum h variance / 2: its integrated autocorrelation is at most 1 / (rate h_min), which sets the error of a mean over time."""
-    workers, steps, warm = 3, 900, 200
+    workers, steps, warm = 3, 600, 100
     losses = simulated(sync(setup(workers)), workers, steps)[warm:]
     parts = H * noise.variance(H, SIGMA, ROWS * workers, RATE)
     error = np.sqrt(np.sum(2 * (parts / 2) ** 2 * 2 / (RATE * H)) / len(losses))
@@ -81,7 +81,7 @@ def test_synchronous_workers_have_the_noise_of_one_large_batch() -> None:
 
 
 def test_one_asynchronous_worker_is_serial_sgd() -> None:
-    losses = simulated(hogwild(setup(1)), 1, 2200)[200:]
+    losses = simulated(hogwild(setup(1)), 1, 1300)[100:]
     parts = H * noise.variance(H, SIGMA, ROWS, RATE)
     error = np.sqrt(np.sum(2 * (parts / 2) ** 2 * 2 / (RATE * H)) / len(losses))
     assert abs(losses.mean() - parts.sum() / 2) < 4 * error

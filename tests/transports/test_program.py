@@ -46,7 +46,7 @@ def test_unknown_wires_are_refused() -> None:
 
 
 @given(cuts=st.lists(st.integers(0, SIZE), max_size=4), capacity=st.integers(1, 5))
-@settings(max_examples=10)
+@settings(max_examples=5)
 def test_what_is_cut_is_joined_again(cuts: list[int], capacity: int) -> None:
     edges = [0, *sorted(cuts), SIZE]
     tree = {
