@@ -226,9 +226,7 @@ class Books:
 
     def short(self) -> dict[str, Any]:
         """The figures of the messages that a line of metrics holds: none of a barrier, where they are the same in every epoch but for the time they take."""
-        content = self.account.document()
-        counted = {"late": int(self.account.late.sum()), "gated": int(self.account.gated.sum()), "bytes": int(self.account.bytes.sum())}
-        return {} if self.barrier else {"staleness": content["staleness"]["mean"], **counted, "fairness": content["fairness"]}
+        return {} if self.barrier else self.account.brief()
 
     # Checkpoints.
 

@@ -10,7 +10,6 @@ cannot be completed (somebody died, or is stopped) is called off, and tried agai
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from pathlib import Path
@@ -23,6 +22,7 @@ from hlt_train.books import Books, Work
 from hlt_train.casting import to_do
 from hlt_train.errors import HltTrainError, RunFailed
 from hlt_train.final_states import clean, cut_logs_of_the_missing, joined, last_states, served_since, stillness, stored_vector
+from hlt_train.fleet import digest
 from hlt_train.progress import Progress
 from hlt_train.record import BREATH, Record
 from hlt_train.run import Run
@@ -89,6 +89,10 @@ class Clerk:
     def alive(self) -> set[int]:
         """The living workers."""
         return set(self.role.workers) - set(self.dead)
+
+    def more(self) -> dict[str, Any]:
+        """What `transport.json` says besides, of engines in which workers do not exchange by messages alone."""
+        return {}
 
     # Beginning.
 
@@ -385,7 +389,7 @@ class Clerk:
         folder, books, tally, spe = self._place(self._pausing), self.books, self.record.tally, self.work.steps_per_epoch
         workers, shards = self._last_states(folder)
         vector = self._stored_vector(folder)
-        digests = {"params": hashlib.sha256(np.ascontiguousarray(vector).tobytes()).hexdigest(), "workers": workers, "shards": shards}
+        digests = {"params": digest(vector), "workers": workers, "shards": shards}
         final = self.work.steps if not tally.stopped_early else min(self.work.steps, max(tally.step, books.reached(self.alive)))
         found: np.ndarray | None
         while tally.step < final or (books.ended_epoch * spe < final and books.at_end_of_epoch()):

@@ -24,7 +24,7 @@ from hlt_train.progress import Progress
 from hlt_train.run import Run
 from hlt_train.signals import StopRequest
 from hlt_train.timeline import Timeline
-from hlt_train.transports.account import Coverage
+from hlt_train.transports.account import Coverage, wire_document
 from hlt_train.transports.mpi import PATIENCE, Crew, Role, capacity
 from hlt_train.transports.options import MpiOptions
 from hlt_train.transports.post import Post
@@ -209,12 +209,11 @@ class Ranks:
         """Write what is known only at the end."""
         run, books = clerk.run, clerk.books
         write_document(run.path / "coverage.json", "hlt-train/coverage", 1, self.work.finish(books.coverage, clerk.record.tally.step))
-        coded, error = books.wire
-        wire = {"format": self.options.wire, "messages": coded, "relative_error": error / coded if coded else 0.0}
+        wire = wire_document(self.options.wire, books.wire)
         path = run.path / RECOVERIES
         recoveries = read_document(path, "hlt-train/recoveries", 1)["recoveries"] if path.is_file() else []
         missing = sorted(set(range(clerk.n)) - clerk.alive)
-        content = {"transport": "mpi", "dead": missing, "recoveries": recoveries, **books.account.document(), "wire": wire, "digests": digests}
+        content = {"transport": "mpi", "dead": missing, "recoveries": recoveries, **books.account.document(), "wire": wire, "digests": digests, **clerk.more()}
         write_document(run.path / "transport.json", "hlt-train/transport", 1, content)
         if self.options.timeline:
             self.timeline.write(run.path / "timeline.json", "wall")

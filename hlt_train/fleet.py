@@ -30,9 +30,9 @@ from hlt_train.shares import Shares
 from hlt_train.signals import StopRequest
 from hlt_train.sparse_gradient import sparse_gradient
 from hlt_train.strategies import Strategy
-from hlt_train.task import Plan, Task, gradient_of, stays
+from hlt_train.task import Plan, Task, gradient_of, rows_between, stays
 from hlt_train.timeline import Timeline
-from hlt_train.transports.account import Account, Coverage
+from hlt_train.transports.account import Coverage, wire_document
 from hlt_train.transports.journal import Journals
 from hlt_train.transports.options import SimulateOptions, parse_failure
 from hlt_train.transports.program import Program
@@ -184,7 +184,7 @@ class Fleet:
         finally:
             self.journals.close()
         self.record.progress.close()
-        return {**self.record.summary(time.monotonic() - started), "virtual_seconds": round(self.simulation.now, 6), **self._short()}
+        return {**self.record.summary(time.monotonic() - started), "virtual_seconds": round(self.simulation.now, 6), **self.simulation.account.brief()}
 
     def _epoch(self, stop: StopRequest) -> None:
         """The rest of the current epoch, or of the run, and the validation at its end."""
@@ -225,7 +225,7 @@ class Fleet:
         found = np.asarray(losses, np.float64)
         if not np.isfinite(found).all():
             self.record.diverged(tally.step + 1 + int(np.argmin(np.isfinite(found))) // self.workers)
-        rows = self._rows(tally.step, step)
+        rows = rows_between(self.task, tally.step, step)
         if len(found):
             tally.epoch_loss += float(found.mean()) * (step - tally.step)
         errors = self.simulation.program.wire_errors
@@ -240,19 +240,13 @@ class Fleet:
             self.record.run.metric({**line, "virtual_seconds": round(self.simulation.now, 6), "rows": rows})
             tally.interval_loss, tally.interval_rows = 0.0, 0
 
-    def _rows(self, begin: int, end: int) -> int:
-        """Rows of a range of steps."""
-        spe, stream = self.task.train.steps_per_epoch, self.task.train
-        upto = [step // spe * stream.rows + min(step % spe * self.task.batch, stream.rows) for step in (begin, end)]
-        return upto[1] - upto[0]
-
     def _rate(self, step: int) -> float:
         return float(self._learning_rate(step - 1))
 
     def _end_of_epoch(self, epoch: int, start: int, seconds: float) -> None:
         tally, spe = self.tally, self.task.train.steps_per_epoch
         began = time.monotonic()
-        rows = self._rows(epoch * spe, tally.step)
+        rows = rows_between(self.task, epoch * spe, tally.step)
         self.record.end_of_epoch(
             epoch,
             self.validate(replicate(self.weights(), self.mesh)),
@@ -260,23 +254,11 @@ class Fleet:
             loss=tally.epoch_loss * self.task.batch / rows,
             whole=tally.step == (epoch + 1) * spe,
             rate=self._rate(tally.step),
-            speed=(float(self._rows(start, tally.step)), max(seconds, 1e-9)),
+            speed=(float(rows_between(self.task, start, tally.step)), max(seconds, 1e-9)),
             began=began,
             virtual_seconds=round(self.simulation.now, 6),
-            **self._short(),
+            **self.simulation.account.brief(),
         )
-
-    def _short(self) -> dict[str, Any]:
-        """The figures of the messages that a line of metrics holds."""
-        account: Account = self.simulation.account
-        content = account.document()
-        return {
-            "staleness": content["staleness"]["mean"],
-            "late": int(account.late.sum()),
-            "gated": int(account.gated.sum()),
-            "bytes": int(account.bytes.sum()),
-            "fairness": content["fairness"],
-        }
 
     def _finish(self) -> None:
         """Write what is known only at the end."""
@@ -285,12 +267,11 @@ class Fleet:
         covered = certificate(self.coverage, self.shares, identities(self.dataset), self.tally.step, portions=portions)
         write_document(run.path / "coverage.json", "hlt-train/coverage", 1, covered)
         digests = {
-            "params": hashlib.sha256(simulation.params().tobytes()).hexdigest(),
+            "params": digest(simulation.params()),
             "workers": {str(w.index): digest(w.state) for w in simulation.workers if w.index not in simulation.dead},
             "shards": [digest(s.state) for s in simulation.shards],
         }
-        coded, error = self._wire
-        wire = {"format": self.options.wire, "messages": coded, "relative_error": error / coded if coded else 0.0}
+        wire = wire_document(self.options.wire, self._wire)
         content = {"transport": "simulate", "virtual_seconds": simulation.now, **simulation.account.document(), "wire": wire, "digests": digests}
         write_document(run.path / "transport.json", "hlt-train/transport", 1, content)
         if self.options.timeline:

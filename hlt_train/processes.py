@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from hlt_train.race import RaceRanks, owners_of, racing
 from hlt_train.run import Run, read_config
 from hlt_train.shares import Shares, spread_rows
 from hlt_train.strategies import Setup, Strategy
-from hlt_train.task import stays
+from hlt_train.task import rows_between, stays
 from hlt_train.transports import options as transports
 from hlt_train.transports.launch import Ended, launch, launched
 from hlt_train.transports.protocol import Mail
@@ -193,12 +194,6 @@ def _work(ready: Prepared, options: transports.MpiOptions, mesh: Any) -> Work:
     program, unravel = make_program(task, strategy, shares((0, 0)), workers=options.workers, servers=servers, seed=plan.seed, wire=options.wire)
     validator = Validator(task.losses, task.validation, mesh, resident=resident)
     rate = jax.jit(ready.schedule)
-    stream = task.train
-
-    def rows(begin: int, end: int) -> int:
-        spe = stream.steps_per_epoch
-        upto = [step // spe * stream.rows + min(step % spe * task.batch, stream.rows) for step in (begin, end)]
-        return upto[1] - upto[0]
 
     def weights(vector: np.ndarray) -> Any:
         return jax.device_get(unravel(vector))
@@ -207,8 +202,8 @@ def _work(ready: Prepared, options: transports.MpiOptions, mesh: Any) -> Work:
         program=program,
         data=spread_rows(shares, options.devices) if options.devices > 1 else shares,
         steps=plan.steps,
-        steps_per_epoch=stream.steps_per_epoch,
-        rows=rows,
+        steps_per_epoch=task.train.steps_per_epoch,
+        rows=partial(rows_between, task),
         batch=task.batch,
         weights=weights,
         validate=lambda vector: validator(devices.replicate(weights(vector), mesh)),

@@ -29,7 +29,7 @@ from hlt_train.books import Work
 from hlt_train.clerk import Clerk
 from hlt_train.crew import Ranks
 from hlt_train.errors import RunFailed, UsageError
-from hlt_train.files import read_arrays, read_document, write_arrays, write_document
+from hlt_train.files import read_arrays, write_arrays
 from hlt_train.sparse_gradient import SparseGradient
 from hlt_train.strategies import In, Info, Sparse, Strategy, W
 from hlt_train.transports._mpi_worker import WorkerDesk
@@ -316,13 +316,13 @@ class RaceClerk(Clerk):
                 self.books.account.applied[k] += 1
         super()._death(k, rank)
 
-    def race(self) -> dict[str, Any]:
-        """What `transport.json` says of it."""
+    def more(self) -> dict[str, Any]:
+        """What `transport.json` says of the race."""
         found: dict[str, Any] = {"lock_free": self.memory.how, "updates": self.memory.number(), "unsafe": None}
         if self.memory.unsafe and self.attempted:
             arrived = self.memory.counted()
             found["unsafe"] = {"additions": self.attempted, "arrived": arrived, "lost_fraction": 1 - arrived / self.attempted}
-        return found
+        return {"race": found}
 
 
 class RaceRanks(Ranks):
@@ -372,14 +372,6 @@ class RaceRanks(Ranks):
 
     def _over(self) -> RunFailed:
         return RunFailed("the clerk of a race has died, or a process that owns its parameters", then=f"hlt-train fit --resume {self.path}")
-
-    def _finish(self, clerk: Clerk, digests: dict[str, Any]) -> dict[str, Any]:
-        figures = super()._finish(clerk, digests)
-        assert isinstance(clerk, RaceClerk)
-        path = clerk.run.path / "transport.json"
-        content = {k: v for k, v in read_document(path, "hlt-train/transport", 1).items() if k not in ("format", "version")}
-        write_document(path, "hlt-train/transport", 1, {**content, "race": clerk.race()})
-        return figures
 
 
 # What is left of a race.

@@ -9,7 +9,6 @@ tells how far from that the run came out: those of a race in the order in which 
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -154,7 +153,7 @@ def _serial(path: Path, recorded: Mapping[str, Any], program: Program, data: Any
 
 def _compared(again: Replay, digests: Mapping[str, Any], where: str, seconds: float) -> dict[str, Any]:
     found: dict[str, Any] = {
-        "params": hashlib.sha256(np.ascontiguousarray(again.params(map(int, digests["workers"]))).tobytes()).hexdigest(),
+        "params": digest(again.params(map(int, digests["workers"]))),
         "workers": {str(k): digest(w.state) for k, w in again.workers.items()},
         "shards": [digest(s.state) for s in again.shards],
     }

@@ -18,7 +18,7 @@ from hlt_train.devices import memory
 from hlt_train.strategies import Params
 from hlt_train.validation import Losses
 
-__all__ = ["Plan", "Task", "gradient_of", "stays"]
+__all__ = ["Plan", "Task", "gradient_of", "rows_between", "stays"]
 
 RESIDENT_SHARE = 0.25
 
@@ -80,3 +80,10 @@ def stays(task: Task, plan: Plan, mesh: Mesh) -> bool:
         return plan.resident == "always"
     decoded = task.train.row_bytes * task.train.rows + task.validation.row_bytes * task.validation.rows
     return bool(decoded <= RESIDENT_SHARE * memory(mesh))
+
+
+def rows_between(task: Task, begin: int, end: int) -> int:
+    """Rows of the training data in the steps from `begin` to `end`; the last batch of an epoch has fewer."""
+    stream = task.train
+    upto = [step // stream.steps_per_epoch * stream.rows + min(step % stream.steps_per_epoch * task.batch, stream.rows) for step in (begin, end)]
+    return upto[1] - upto[0]

@@ -9,7 +9,6 @@ from hlt_train.books import Work
 from hlt_train.clerk import Clerk
 from hlt_train.crew import Ranks
 from hlt_train.errors import UsageError
-from hlt_train.files import read_document, write_document
 from hlt_train.strategies import Strategy
 from hlt_train.transports.datagrams import PAYLOAD, Counts, DatagramCrew, DatagramProgram, folder_counts
 from hlt_train.transports.options import MpiOptions
@@ -42,11 +41,11 @@ class DatagramClerk(Clerk):
             self.books.account.lost_datagrams[k] = count.sent + count.withheld - arrived
         super()._save(folder)
 
-    def network(self) -> dict[str, Any]:
-        """What `transport.json` says of them."""
+    def more(self) -> dict[str, Any]:
+        """What `transport.json` says of the datagrams."""
         counts = list(self.counts.values())
         sent, received, withheld = sum(c.sent for c in counts), sum(sum(c.received.values()) for c in counts), sum(c.withheld for c in counts)
-        return {"by": "udp", "largest": PAYLOAD, "sent": sent, "received": received, "lost_on_purpose": withheld, "lost": sent - received}
+        return {"datagrams": {"by": "udp", "largest": PAYLOAD, "sent": sent, "received": received, "lost_on_purpose": withheld, "lost": sent - received}}
 
 
 class DatagramRanks(Ranks):
@@ -57,11 +56,3 @@ class DatagramRanks(Ranks):
 
     def __init__(self, mail: Any, work: Work, options: MpiOptions, *more: Any, **others: Any) -> None:
         super().__init__(mail, work._replace(program=DatagramProgram(work.program, options)), options, *more, **others)
-
-    def _finish(self, clerk: Clerk, digests: dict[str, Any]) -> dict[str, Any]:
-        figures = super()._finish(clerk, digests)
-        assert isinstance(clerk, DatagramClerk)
-        path = clerk.run.path / "transport.json"
-        content = {k: v for k, v in read_document(path, "hlt-train/transport", 1).items() if k not in ("format", "version")}
-        write_document(path, "hlt-train/transport", 1, {**content, "datagrams": clerk.network()})
-        return figures

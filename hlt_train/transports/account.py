@@ -13,11 +13,12 @@ that were applied, then lost with a server that died after its last checkpoint: 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-__all__ = ["CLASSES", "Account", "Coverage"]
+__all__ = ["CLASSES", "Account", "Coverage", "wire_document"]
 
 CLASSES = ("open", "applied", "late", "gated", "held")
 OPEN, APPLIED, LATE, GATED, HELD = range(len(CLASSES))
@@ -136,6 +137,12 @@ class Account:
         x = self.applied.astype(np.float64)
         return float(x.sum() ** 2 / (len(x) * (x**2).sum())) if x.any() else 1.0
 
+    def brief(self) -> dict[str, Any]:
+        """The figures that a line of metrics holds."""
+        stale = self.document()["staleness"]["mean"]
+        counted = {"late": int(self.late.sum()), "gated": int(self.gated.sum()), "bytes": int(self.bytes.sum())}
+        return {"staleness": stale, **counted, "fairness": round(self.fairness(), 6)}
+
     def arrays(self) -> dict[str, np.ndarray]:
         """All counters."""
         return {name: value for name, value in vars(self).items() if isinstance(value, np.ndarray)}
@@ -161,3 +168,9 @@ class Account:
             "staleness": {"histogram": counted.tolist(), "mean": float((counted * np.arange(BINS)).sum() / total) if total else None},
             "fairness": round(self.fairness(), 6),
         }
+
+
+def wire_document(format: str, coded: Sequence[Any]) -> dict[str, Any]:
+    """What a narrower number format cost. coded: (messages in it, the sum of their relative errors)."""
+    messages, errors = coded
+    return {"format": format, "messages": messages, "relative_error": errors / messages if messages else 0.0}
