@@ -64,13 +64,14 @@ def _gpu_expected() -> bool:
     return any(importlib.util.find_spec(f"jax_cuda{version}_plugin") is not None for version in (12, 13))
 
 
-def prepare(devices: int | None = None, nproc: int | None = None, nodes: cluster.Nodes | None = None) -> None:
+def prepare(devices: int | None = None, nproc: int | None = None, nodes: cluster.Nodes | None = None, *, inline: bool = False) -> None:
     """Set what XLA reads once: `NPROC`, the number of virtual CPU devices, deterministic kernels on GPUs. Without effect once jax has a backend.
 
     Args:
         devices: how many devices the run uses, over all processes; None: one per process on a CPU, all GPUs otherwise.
         nproc: the thread-pool size of an earlier run, to be restored; None: the cores (or the caller's NPROC), rounded up to a multiple of the devices.
         nodes: the processes of the run; None: those that the environment names (`cluster.parse`).
+        inline: CPUs compute in the thread that calls: for many small computations, each of which is waited for. The bits are the same.
     """
     from jax._src import xla_bridge  # jax has no public way to ask whether its backend exists
 
@@ -99,6 +100,8 @@ def prepare(devices: int | None = None, nproc: int | None = None, nodes: cluster
             flags = [f for f in flags if not f.startswith(COUNT)] + [f"{COUNT}={wanted}"]
     if flags:
         os.environ["XLA_FLAGS"] = " ".join(flags)
+    if inline:
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     if nodes is not None:
         cluster.join(nodes)
 

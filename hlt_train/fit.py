@@ -61,7 +61,7 @@ def fit(config: FitConfig, path: Path, *, progress: Progress) -> dict[str, Any]:
 
     The transport mpi has its own way in: `processes.py`. Of several processes (`cluster.py`) all must call this; the figures are the first one's.
     """
-    devices.prepare(config.devices)
+    devices.prepare(config.devices, inline=config.transport["name"] == "simulate")
     mesh = devices.mesh(config.devices)
     check_new(path, option="--run")
     with cluster.guard(str(path)):
@@ -105,7 +105,7 @@ def resume(path: Path, *, length: str | None = None, inexact: bool = False, devi
         if config.transport["name"] == "mpi":
             raise UsageError("a run by processes is resumed by processes", where=str(run.path), then=f"hlt-train fit --resume {path}")
         old = run.provenance()
-        devices.prepare(config.devices, old["environment"]["nproc"])
+        devices.prepare(config.devices, old["environment"]["nproc"], inline=config.transport["name"] == "simulate")
         mesh = devices.mesh(config.devices)
         ready = prepare(config, mesh, progress, inputs=normalise.load(run.path / "normalisation.json"))
         with ready.dataset:
@@ -116,7 +116,7 @@ def resume(path: Path, *, length: str | None = None, inexact: bool = False, devi
 
 def dry_run(config: FitConfig, scratch: Path, *, progress: Progress) -> dict[str, Any]:
     """Open the files, compile, run one step; `scratch` is a folder for the toy file when there is no card. Writes no run."""
-    devices.prepare(config.devices)
+    devices.prepare(config.devices, inline=config.transport["name"] == "simulate")
     mesh = devices.mesh(config.devices)
     if config.card is None:
         config = config.model_copy(update={"card": _write_toy(scratch, progress)})

@@ -127,6 +127,8 @@ class Fleet:
         )
         self.validate = Validator(task.losses, task.validation, mesh, resident=self.resident)
         self._learning_rate = jax.jit(learning_rate)
+        self._every = strategy.every
+        self._barrier = strategy.quorum == 0 and not strategy.peers and not options.failures
         self._wire = [0, 0.0]  # bodies that crossed in a narrower number format, the sum of their relative errors
         self.record = Record(plan, task.train.steps_per_epoch, run, progress, self.weights, self._state)
 
@@ -197,6 +199,8 @@ class Fleet:
             self.simulation.advance(target * n)
             if target == self.plan.steps:
                 self._end()
+            elif target == end and self._barrier:
+                self.simulation.close_round(end // self._every)
             before = tally.step
             self._settle(target)
             self.record.show(epoch, (tally.step - start) * self.task.batch / max(time.monotonic() - began, 1e-9), f", {self.simulation.now:.4g} s virtual")

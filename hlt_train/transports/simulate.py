@@ -178,6 +178,11 @@ class Simulation:
         where = f"{self.now:.6g} s of virtual time, {self.done} shares done"
         return RunFailed(f"the simulation stands still: {why}", where=where, then="a schedule of failures, or a rule, under which somebody can go on")
 
+    def close_round(self, clock: int) -> None:
+        """Of a barrier: let every shard have made so many updates. No worker begins a batch before it has the answer to its last one."""
+        while any(shard.clock < clock for shard in self.shards) and self._next():
+            pass
+
     def drain(self) -> None:
         """After the last batch: let what is under way arrive, and count what no push took along."""
         while self._next():
