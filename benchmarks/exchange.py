@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -41,14 +42,27 @@ WATCHED = (
     (1, "_mpi_worker", "WorkerDesk", "on_answer"),
     (0, "actors", "Worker", "answer"),
     (1, "journal", "Journal", "__call__"),
-    (0, "actors", "Worker", "ask"),
+    (0, "actors", "Worker", "begin_ask"),
+    (0, "actors", "Worker", "begin_batch"),
+    (0, "actors", "Worker", "messages"),
     (0, "_mpi_worker", "WorkerDesk", "_post_message"),
     (1, "post", "Post", "send"),
 )
 
 
+class Loss:
+    """Of a gradient that is under way."""
+
+    def __init__(self, found: Future[float]) -> None:
+        self.found = found
+
+    def __float__(self) -> float:
+        return self.found.result()
+
+
 def work(n: int, seconds: float, steps: int, *, overlap: bool) -> Any:
     """What ranks train: nothing that matters."""
+    import jax
     import optax
 
     from hlt_train import plugins
@@ -59,16 +73,22 @@ def work(n: int, seconds: float, steps: int, *, overlap: bool) -> Any:
     from hlt_train.transports.program import Program
 
     class Sleeping(Program):
-        """The gradient takes so long, most of it asleep."""
+        """The gradient takes so long, most of it asleep. Like a device it begins when what it is made of is there, and nobody need wait for it."""
 
         spans: ClassVar[list[tuple[float, float]]] = []
+        device: ClassVar[ThreadPoolExecutor] = ThreadPoolExecutor(1)
 
-        def compute(self, *arguments: Any) -> Any:
+        def begin(self, w: Any, *arguments: Any) -> Any:
+            state, loss = super().begin(w, *arguments)
+            return state, Loss(self.device.submit(self._asleep, w, (state, loss)))
+
+        def _asleep(self, before: Any, after: Any) -> float:
+            jax.block_until_ready(before)
             began = time.monotonic()
-            found = super().compute(*arguments)
+            jax.block_until_ready(after)
             time.sleep(max(0.0, seconds - (time.monotonic() - began)))
             self.spans.append((began, time.monotonic()))
-            return found
+            return float(after[1])
 
     strategy = overlapped(plugins.factory("strategies", "downpour")(Setup(1, optax.constant_schedule(1e-3), optax.sgd)), overlap=overlap)
     vector = np.ones(n, np.float32)

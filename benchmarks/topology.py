@@ -47,6 +47,7 @@ RULES: dict[str, tuple[str, dict[str, Any], bool]] = {  # column -> (strategy, i
     "easgd": ("easgd", {"period": 10}, False),
 }
 COLUMNS = ("alone", "earlier", *RULES)
+REHEARSED = 2  # calls before the first batch
 FIRST = 2  # rank of the first worker: before it are the clerk, which is also the master and the one that trains alone, and the server
 BEYOND = (8, 16, 32, 64)
 STOPPED = 20.0  # seconds
@@ -217,7 +218,8 @@ class Bench:
         shares, stream = self._shares, self.stream
         program, unravel = self.program(column, shares, self.workers)
         program.spans, program.served, program.validated = [], [], []
-        program.compute, program.serve = _recorded(program.compute, program.spans), _recorded(program.serve, program.served)
+        _record_batches(program)
+        program.serve = _recorded(program.serve, program.served)
 
         def rows(begin: int, end: int) -> int:
             upto = [s // stream.steps_per_epoch * stream.rows + min(s % stream.steps_per_epoch * BATCH * self.workers, stream.rows) for s in (begin, end)]
@@ -272,6 +274,34 @@ class Bench:
 def _epochs(run: Path) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [line for line in lines if line.get("event") == "epoch"]
+
+
+class _Loss:
+    """A loss that notes when it is there."""
+
+    def __init__(self, loss: Any, began: float, spans: list[tuple[float, float]]) -> None:
+        self.loss, self.began, self.spans = loss, began, spans
+
+    def __float__(self) -> float:
+        found = float(self.loss)
+        self.spans.append((self.began, time.monotonic()))
+        return found
+
+
+def _record_batches(program: Any) -> None:
+    """Keep the times of a program's batches, those of the rehearsal left out."""
+    begin, rehearse = program.begin, program.rehearse
+
+    def begun(*arguments: Any) -> Any:
+        began = time.monotonic()
+        state, loss = begin(*arguments)
+        return state, _Loss(loss, began, program.spans)
+
+    def rehearsed(*arguments: Any) -> None:
+        rehearse(*arguments)
+        program.spans.clear()
+
+    program.begin, program.rehearse = begun, rehearsed
 
 
 def _recorded(function: Callable[..., Any], spans: list[tuple[float, float]], clock: Callable[[], float] = time.monotonic) -> Callable[..., Any]:
@@ -607,9 +637,9 @@ def disturbed_rank(folder: Path, given: argparse.Namespace, name: str) -> None:
 
     work = bench.work("downpour")
     post = open_post(work)
-    function, target = ("serve", 1) if what == "master killed" else ("compute", FIRST + 1)
+    function, target = ("serve", 1) if what == "master killed" else ("begin", FIRST + 1)
     if what != "nothing" and post.rank == target:
-        limit, counted, inner = 2 * at if function == "serve" else at, [0], getattr(work.program, function)
+        limit, counted, inner = REHEARSED + (2 * at if function == "serve" else at), [0], getattr(work.program, function)
 
         def struck(*arguments: Any) -> Any:
             counted[0] += 1

@@ -150,6 +150,17 @@ class Turn:
         """Do it. state: of the rule; None: of a worker that begins. t: batches done before."""
         return self._dense(state, batch, t) if self.sparse is None else self._of_rows(self.sparse, state, batch, t)
 
+    def rehearse(self, batch: Any) -> None:
+        """Compile it; the memory stays as it is."""
+        if self.sparse is None:
+            seen = self.memory.read()
+        else:
+            assert self._rows is not None
+            count = len(np.asarray(self._rows(batch))) * self.sparse.width + sum(end - begin for begin, end in self.sparse.others)
+            seen = np.zeros(count, np.float32)
+        state, _, _ = self._compute(None, seen, batch, 0)
+        self._compute(state, seen, batch, 1)
+
     def _compute(self, state: W | None, seen: np.ndarray, batch: Any, t: int) -> tuple[W, float, np.ndarray]:
         index = np.int32(self.index)
         if state is None:
@@ -225,10 +236,14 @@ class RaceDesk(WorkerDesk):
         assert isinstance(crew.program, RaceProgram)
         self.racer = self.worker = Racer(self.worker, crew.program)
 
+    def _rehearse(self, batch: Any) -> None:
+        assert isinstance(self.program, RaceProgram)
+        self.program.turn(self.worker.index).rehearse(batch)
+
     def _batch(self) -> None:
         share = self.worker.share()
         assert share is not None
-        batch = self.crew.data(share)
+        batch = self._data(share)
         begin = time.monotonic()
         loss = self.worker.evaluate(batch)
         end = time.monotonic()

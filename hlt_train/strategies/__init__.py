@@ -174,3 +174,7 @@ class Strategy(NamedTuple):
     gates: bool = False
     warm: int = 0
     sparse: bool = False
+
+    def messages(self, live: int) -> int:
+        """How many messages a serve folds in while so many workers live."""
+        return max(1, min(self.quorum if self.quorum > 0 else live + self.quorum, live))

@@ -71,6 +71,12 @@ class ShardDesk:
         self._snapshots = {k: shard.clock * self.rule.every // crew.steps_per_epoch for k, shard in self.shards.items()}
         self._specs: dict[int, Specs] = {}
 
+    def rehearse(self) -> None:
+        """Compile what serving needs, while the workers compile theirs."""
+        count = self.rule.messages(len(self.role.workers))
+        for k in self.shards:
+            self.program.rehearse_shard(k, count)
+
     # Messages.
 
     def on_push(self, parcel: Parcel, source: int, sequence: int, point: int, push: int, fetch: int, shard: int, clock: int, count: int) -> None:

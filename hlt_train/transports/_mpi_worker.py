@@ -9,7 +9,7 @@ import numpy as np
 
 from hlt_train.strategies import SERVER
 from hlt_train.transports.actors import Reply, Worker
-from hlt_train.transports.dealing import Deal, Source
+from hlt_train.transports.dealing import Deal, Share, Source
 from hlt_train.transports.post import Parcel
 from hlt_train.transports.program import Message, Specs
 from hlt_train.transports.protocol import Tag, from_json, to_json, unpack
@@ -59,10 +59,37 @@ class WorkerDesk:
         self._markers: dict[int, set[tuple[int, int]]] = {}  # number of a pause -> actors that send nothing more before its end
         self._told_finished = False
         self._since: float | None = None
+        self._first: tuple[Any, Any] | None = None  # share and data of the rehearsal
+        self._rehearsed = time.monotonic()
+        self._ready: set[int] = set()  # workers that have compiled what they need
         self._specs: dict[tuple[str, int], Specs] = {}
         self._crossed = int(crew.post.bytes_sent.sum() + crew.post.bytes_received.sum())
         self._fresh_report()
         self._join_if_may()
+
+    # All begin together: otherwise one runs ahead while another still compiles, and its staleness says how long XLA took.
+
+    def rehearse(self) -> None:
+        """Compile what a batch needs, and tell the other workers."""
+        worker = self.worker
+        if worker.wants != "done":
+            share = worker.share() or (0, SERVER)
+            self._first = share, (batch := self.crew.data(share))
+            self.crew.computing(lambda: self._rehearse(batch))
+        self._rehearsed = time.monotonic()
+        for k in self.crew.live - {worker.index}:
+            self.mail.send(self.role.workers[k], Tag.READY, worker.index)
+
+    def _rehearse(self, batch: Any) -> None:
+        self.program.rehearse(self.worker.index, batch)
+
+    def on_ready(self, _parcel: Parcel, worker: int) -> None:
+        """Another worker has compiled what it needs."""
+        self._ready.add(worker)
+
+    def _together(self) -> bool:
+        """Whether all others can begin, too; one that is stopped does not hold up the others for ever."""
+        return self.crew.live - {self.worker.index} <= self._ready or time.monotonic() - self._rehearsed > self.crew.watchdog
 
     # The loop.
 
@@ -80,16 +107,19 @@ class WorkerDesk:
             match worker.wants:
                 case "batch":
                     self._end_warm()
-                    self.crew.pump(0.0)
-                    if self.crew.ended is not None or self._pausing() or self._held() or worker.wants != "batch":
+                    if self._held():
                         return
                     self._batch()
+                    self.crew.pump(0.0)
                 case "exchange":
                     inbox, self._inbox = self._inbox, []
                     worker.peers(inbox)
-                    for message in worker.ask():
-                        self._post_message(message)
-                    self._collect()
+                    worker.begin_ask()
+                    if worker.goes_on and not self._at_limit() and (self._warmed or not self.rule.warm):
+                        self._batch()  # which sends what was asked, when the device is busy again
+                        self.crew.pump(0.0)
+                    else:
+                        self._post_asked()
                 case "answer":
                     if not self._complete():
                         self._since = self._since or time.monotonic()
@@ -110,8 +140,11 @@ class WorkerDesk:
                     return
 
     def _held(self) -> bool:
-        """Whether the clerk wants to validate before anybody goes on."""
-        return 0 <= self._limit <= self.worker.t and self.worker.wants == "batch"
+        """Whether others must have done something before the next batch: compiled their part, or validated at the end of an epoch."""
+        return self.worker.wants == "batch" and (self._at_limit() or not self._together())
+
+    def _at_limit(self) -> bool:
+        return 0 <= self._limit <= self.worker.t
 
     def _complete(self) -> bool:
         assert self.worker.awaiting is not None
@@ -124,9 +157,12 @@ class WorkerDesk:
             worker.idle()
             self.crew.pump(IDLE)
             return
-        batch = self.crew.data(share)
+        batch = self._data(share)
         begin = time.monotonic()
-        loss = self.crew.computing(lambda: worker.evaluate(batch))
+        worker.begin_batch(batch)
+        if worker.asking:
+            self._post_asked()
+        loss = self.crew.computing(worker.end_batch)
         end = time.monotonic()
         report["losses"].append(loss)
         report["compute"] += end - begin
@@ -136,6 +172,17 @@ class WorkerDesk:
             worker.pending = []
         if worker.t % self.crew.steps_per_epoch == 0:
             self._reported = 0.0  # the clerk waits for the end of an epoch
+
+    def _data(self, share: Share) -> Any:
+        """The batch of a share, which the rehearsal may have read already."""
+        first, self._first = self._first, None
+        return first[1] if first is not None and first[0] == share else self.crew.data(share)
+
+    def _post_asked(self) -> None:
+        """Send what the worker has asked."""
+        for message in self.worker.messages():
+            self._post_message(message)
+        self._collect()
 
     def _post_message(self, message: Message) -> None:
         self._report["messages"] += 1

@@ -84,6 +84,8 @@ class Worker:
         self.pending: list[tuple[int, int]] = []
         self.lost: list[tuple[tuple[int, int], str]] = []
         self.stopped = False
+        self._running: tuple[tuple[int, int], Any] | None = None  # share and loss of the batch that has begun
+        self._asked: Any = None  # the ask that has begun
 
     @property
     def wants(self) -> Want:
@@ -111,12 +113,24 @@ class Worker:
 
     def evaluate(self, batch: Any) -> float:
         """Do the batch of `share()`; `batch` is its data. Returns the loss."""
+        self.begin_batch(batch)
+        return self.end_batch()
+
+    def begin_batch(self, batch: Any) -> None:
+        """`evaluate` without waiting for the device. Before `end_batch`, `messages` may tell what was asked before it."""
         share = self.share() if self.rule.batch is not None else self.deal.pop()
         assert share is not None
-        self.state, loss = self.program.compute(self.state, batch, self.index, self.t)
+        self.state, loss = self.program.begin(self.state, batch, self.index, self.t)
+        self._running = share, loss
+
+    def end_batch(self) -> float:
+        """Wait for the batch that was begun. Returns the loss."""
+        assert self._running is not None
+        (share, loss), self._running = self._running, None
+        found = float(loss)
         self.pending.append(share)
         self._done()
-        return loss
+        return found
 
     def idle(self) -> None:
         """Pass a batch without data."""
@@ -139,7 +153,26 @@ class Worker:
 
     def ask(self) -> list[Message]:
         """One ask of an exchange point: the messages to send."""
-        self.state, outs = self.program.ask(self.state, self.index, self.t - 1, self.number)
+        self.begin_ask()
+        return self.messages()
+
+    def begin_ask(self) -> None:
+        """`ask` without waiting for the device."""
+        self.state, self._asked = self.program.begin_ask(self.state, self.index, self.t - 1, self.number)
+
+    @property
+    def asking(self) -> bool:
+        """Whether an ask has begun whose messages nobody has taken."""
+        return self._asked is not None
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the next batch may begin before it is known what the ask that has begun came to."""
+        return self.rule.asks == 1 and (self.rule.peers or not self.rule.wait) and not self._over()
+
+    def messages(self) -> list[Message]:
+        """The messages of the ask that was begun."""
+        outs, self._asked = self.program.asked(self._asked), None
         messages = []
         for push, fetch, to, parts in outs:
             if not (push or fetch):
@@ -257,8 +290,7 @@ class Shard:
 
     def ready(self, live: int) -> list[Message]:
         """The messages to serve now, in the order that counts; empty: not enough yet. `live`: workers that may still send."""
-        quorum = self.rule.quorum if self.rule.quorum > 0 else live + self.rule.quorum
-        quorum = max(1, min(quorum, live))
+        quorum = self.rule.messages(live)
         if len(self.waiting) < quorum or not self.waiting:
             return []
         chosen = self.waiting[:quorum]

@@ -96,11 +96,6 @@ class Datagrams:
             raise UsageError(what, then="--set transport.lan=ADDRESS, any address in the network of all machines")
         self._peers[address["worker"]] = (address["host"], address["port"]), address["token"]
 
-    @property
-    def known(self) -> set[int]:
-        """Workers that have said where they are."""
-        return set(self._peers)
-
     def send(self, message: Message) -> None:
         """Send, lose or keep back. To a worker that has not said where it is nothing is sent; it has not begun."""
         if message.to not in self._peers:
@@ -197,16 +192,12 @@ class DatagramDesk(WorkerDesk):
         assert isinstance(program, DatagramProgram)
         options = program.network
         self.datagrams = Datagrams(index, program.body_specs(0), lan=options.lan, loss=options.loss, reorder=options.reorder, seed=program.seed)
-        for k in sorted(crew.live - {index}):
+        for k in sorted(crew.live - {index}):  # before READY: whoever begins knows where all others receive, and what came earlier would be lost
             self.mail.send(self.role.workers[k], Tag.ADDRESS, payload=to_json(self.datagrams.address()))
 
     def on_address(self, parcel: Parcel) -> None:
         """Where another worker receives."""
         self.datagrams.meet(from_json(parcel.payload))
-
-    def _held(self) -> bool:
-        """Nobody begins before it knows where all others receive; what came earlier would be lost."""
-        return super()._held() or not self.crew.live - {self.worker.index} <= self.datagrams.known
 
     def listen(self) -> None:
         """Take what has come. A worker that has nothing left to do does not look at it."""

@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -30,7 +30,7 @@ from hlt_train.transports.actors import Shard, Worker
 from hlt_train.transports.dealing import Share
 from hlt_train.transports.freeze import freeze, thaw
 from hlt_train.transports.journal import Journals
-from hlt_train.transports.post import Parcel
+from hlt_train.transports.post import LONGEST_NAP, Parcel, padded
 from hlt_train.transports.program import Program
 from hlt_train.transports.protocol import Mail, Recovery, Tag, from_json, handle, size_of, to_json
 
@@ -38,8 +38,11 @@ __all__ = ["PATIENCE", "Crew", "Role", "actor_file", "capacity", "load_actor", "
 
 LOOK = 0.05  # seconds of a poll with nothing else to do
 NAP = 2e-4  # seconds between two looks of the thread that keeps messages moving
+SERVER_NAP = 2e-4  # seconds between two looks of a server: workers wait for it
 SPARE = 1 << 16  # bytes of a payload for shares and JSON
 PATIENCE = 4  # watchdogs that a process waits for a clerk which says nothing: the clerk may validate, and has the first word
+
+T = TypeVar("T")
 
 
 class Role(NamedTuple):
@@ -108,7 +111,7 @@ def capacity(program: Program) -> int:
     sizes = [4 * len(program.vector)]
     if program.strategy.peers:
         state = jax.eval_shape(lambda: program.worker(0))
-        sizes += [size_of(program.body_specs(0)), sum(leaf.size * leaf.dtype.itemsize + 8 for leaf in jax.tree.leaves(state))]
+        sizes += [size_of(program.body_specs(0)), sum(padded(leaf.size * leaf.dtype.itemsize) for leaf in jax.tree.leaves(state))]
     else:
         for shard in range(program.shards):
             sizes += [size_of(program.body_specs(shard)), size_of(program.answer_specs(shard))]
@@ -173,13 +176,15 @@ class Crew:
         self.portions, self.steps_per_epoch, self.spans, self.report_every = portions, steps_per_epoch, spans, report_every
         self.journals = Journals(run)
         self.live = set(role.workers)  # workers that are not dead
+        self._vital = role.vital()
         self.ended: tuple[int, str] | None = None
-        self._watchdog, self._heard = watchdog, time.monotonic()
+        self.watchdog, self._heard = watchdog, time.monotonic()
         # The thread that keeps messages moving while this one computes.
         self._computing, self._stop, self._lock = threading.Event(), threading.Event(), threading.Lock()
         rank = self.post.rank
         hosted = [k for k in range(len(role.shards)) if rank in role.hosts(k)]
         self.shards = ShardDesk(self, hosted) if hosted else None
+        self.post.longest_nap = SERVER_NAP if hosted else LONGEST_NAP
         index = next((k for k, place in role.workers.items() if place == rank), None)
         self.worker = None if index is None else self.desk_kind(self, index)
         self._mover: threading.Thread | None = None
@@ -216,6 +221,9 @@ class Crew:
             RunFailed: nobody says anything any more.
         """
         try:
+            for desk in (self.worker, self.shards):
+                if desk is not None:
+                    desk.rehearse()
             while self.ended is None:
                 if self.worker is not None:
                     self.worker.work()
@@ -235,7 +243,7 @@ class Crew:
         now = time.monotonic()
         if parcels or (self.worker is not None and not self.worker.idle()):
             self._heard = now
-        elif now - self._heard > PATIENCE * self._watchdog:
+        elif now - self._heard > PATIENCE * self.watchdog:
             raise RunFailed(f"rank {self.post.rank} has heard nothing of anybody, the clerk (rank {self.role.clerk}) included, for {now - self._heard:.0f} s")
         for parcel in parcels:
             handle(parcel, [self, *(desk for desk in (self.worker, self.shards) if desk is not None)])
@@ -245,10 +253,10 @@ class Crew:
                 desk.report_if_due()
 
     def _check(self) -> None:
-        if self.post.called or self.role.vital() & self.post.dead:
+        if self.post.called or not self._vital.isdisjoint(self.post.dead):
             raise Recovery
 
-    def computing(self, function: Callable[[], float]) -> float:
+    def computing(self, function: Callable[[], T]) -> T:
         """Call a function that computes, while messages move."""
         self._computing.set()
         try:

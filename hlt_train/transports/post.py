@@ -28,14 +28,15 @@ from numpy.typing import NDArray
 
 from hlt_train.errors import RunFailed, UsageError
 
-__all__ = ["Parcel", "Post", "mpi"]
+__all__ = ["LONGEST_NAP", "Parcel", "Post", "mpi", "padded"]
 
 FAULT_TOLERANT = "OMPI_MCA_mpi_ft_enable"  # Open MPI tells its processes so
 TAG = 1  # the one MPI tag in use: ours travel in the envelope, where they may be any integer
 DATA, LAST, READY, BYE = range(4)  # kinds of messages: the caller's; "recover: nothing more from me before it"; "I have everybody's last"; "I leave"
 ENVELOPE = 4  # words before the header: kind, tag, words of header in use, spare
-LONGEST_NAP = 1e-3
+LONGEST_NAP = 1e-3  # seconds
 SHORTEST_NAP = 20e-6
+ALIGNMENT = 64  # bytes: of arrays that XLA does not copy
 ERRORS_OF_THE_DEAD = 3  # errors in a row after which a source is dead: a receive posted again takes what had arrived before the death was known
 
 place: int | None = None  # logical rank of this process's Post
@@ -49,7 +50,7 @@ class Parcel(NamedTuple):
         source: logical rank of the sender.
         tag: the sender's tag.
         header: int64 [words that were sent].
-        payload: uint8 [bytes]; its memory is aligned for any dtype.
+        payload: uint8 [bytes]; its memory begins at a multiple of 64 bytes, so that XLA may use it as it is.
     """
 
     source: int
@@ -58,13 +59,25 @@ class Parcel(NamedTuple):
     payload: NDArray[np.uint8]
 
 
+def padded(size: int) -> int:
+    """Bytes up to the next multiple of `ALIGNMENT`."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _room(size: int) -> NDArray[np.uint8]:
+    """Bytes that begin at a multiple of `ALIGNMENT`."""
+    found = np.empty(size + ALIGNMENT, np.uint8)
+    place = -found.ctypes.data % ALIGNMENT
+    return found[place : place + size]
+
+
 def _lay(pieces: Iterable[NDArray[np.uint8]], out: NDArray[np.uint8]) -> None:
-    """Copy pieces into `out`, each from a multiple of 8 bytes on; what is between them is 0."""
+    """Copy pieces into `out`, each from a multiple of `ALIGNMENT` on; what is between them is 0."""
     place = 0
     for piece in pieces:
         out[place : place + piece.size] = piece
         place += piece.size
-        gap = min(-place % 8, out.size - place)
+        gap = min(-place % ALIGNMENT, out.size - place)
         out[place : place + gap] = 0
         place += gap
 
@@ -103,6 +116,7 @@ class Post:
         size: number of logical ranks, dead ones included.
         epoch: number of recoveries so far.
         replacement: this process was started by `recover` in a dead rank's place.
+        longest_nap: seconds between two looks after a long time in which nothing came: what a message may lie there, against what looking costs.
         comm: the communicator in use, for windows and collectives of the caller; another one after `recover`.
         bytes_sent, bytes_received, messages_sent, messages_received, dropped: per logical rank, int64 [size]; envelopes are not counted as bytes.
     """
@@ -111,7 +125,7 @@ class Post:
         if capacity < 0 or words < 0:
             raise ValueError(f"capacity and words are at least 0, got {capacity} and {words}")
         self._mpi = MPI = mpi()
-        self.capacity, self.words = capacity, words
+        self.capacity, self.words, self.longest_nap = capacity, words, LONGEST_NAP
         self._offset = 8 * (ENVELOPE + words)
         self.fault_tolerant = os.environ.get(FAULT_TOLERANT, "").lower() in {"1", "true", "yes"} and hasattr(MPI.Comm, "Revoke")
         self._gone = {MPI.ERR_PROC_FAILED, MPI.ERR_REVOKED} if self.fault_tolerant else set()
@@ -164,7 +178,7 @@ class Post:
     @property
     def dead(self) -> frozenset[int]:
         """Ranks that died and were not replaced. A rank is listed only once `poll` has returned all that came from it."""
-        return frozenset(self._dead.difference(p.source for p in self._inbox))
+        return frozenset(self._dead.difference(p.source for p in self._inbox)) if self._dead else frozenset()
 
     @property
     def left(self) -> frozenset[int]:
@@ -189,8 +203,8 @@ class Post:
     def send(self, to: int, tag: int, header: Sequence[int], payload: Any = None) -> None:
         """Send a header and the bytes of an array, or of several in a list; all are copied, once, so the caller may change them at once. Never blocks.
 
-        Each array of a list begins at a multiple of 8 bytes, and the payload is as long as one. A message to a dead rank, or to one that has left, is dropped
-        and counted in `dropped`. A message to oneself arrives at the next `poll`.
+        Each array of a list begins at a multiple of `ALIGNMENT`, and the payload is as long as one. A message to a dead rank, or to one that has left, is
+        dropped and counted in `dropped`. A message to oneself arrives at the next `poll`.
         """
         if not 0 <= to < self.size:
             raise ValueError(f"there is no rank {to} among {self.size}")
@@ -198,11 +212,11 @@ class Post:
             raise ValueError(f"a header of {len(header)} words to rank {to} is longer than the {self.words} that were agreed on")
         several = isinstance(payload, list)
         pieces = [np.ascontiguousarray(array).reshape(-1).view(np.uint8) for array in (payload if several else [] if payload is None else [payload])]
-        size = sum(-(-piece.size // 8) * 8 for piece in pieces) if several else sum(piece.size for piece in pieces)
+        size = sum(padded(piece.size) for piece in pieces) if several else sum(piece.size for piece in pieces)
         if size > self.capacity:
             raise ValueError(f"a payload of {size} bytes to rank {to} is larger than the capacity, {self.capacity}")
         if to == self.rank:
-            body = np.empty(size, np.uint8)
+            body = _room(size)
             _lay(pieces, body)
             self._inbox.append(Parcel(to, tag, np.array(header, np.int64), body))
             self._count(self.bytes_sent, self.messages_sent, to, size + 8 * len(header))
@@ -304,7 +318,9 @@ class Post:
         envelope = buffer[: self._offset].view(np.int64)
         kind, tag, words = (int(w) for w in envelope[:3])
         if kind == DATA:
-            parcel = Parcel(source, tag, envelope[ENVELOPE : ENVELOPE + words].copy(), buffer[self._offset : count].copy())
+            payload = _room(count - self._offset)
+            payload[:] = buffer[self._offset : count]
+            parcel = Parcel(source, tag, envelope[ENVELOPE : ENVELOPE + words].copy(), payload)
             self._count(self.bytes_received, self.messages_received, source, parcel.payload.size + 8 * words)
             self._inbox.append(parcel)
         elif kind == LAST:
@@ -356,10 +372,9 @@ class Post:
             raise self._late("nothing has come", awaited or self._others(), now - start)
         return parcels
 
-    @staticmethod
-    def _nap(waited: float, timeout: float) -> None:
+    def _nap(self, waited: float, timeout: float) -> None:
         """Sleep an eighth of what was waited so far: a quick answer is met quickly, a long wait costs no core."""
-        time.sleep(max(0.0, min(LONGEST_NAP, max(SHORTEST_NAP, waited / 8), timeout - waited)))
+        time.sleep(max(0.0, min(self.longest_nap, max(SHORTEST_NAP, waited / 8), timeout - waited)))
 
     def _others(self) -> tuple[int, ...]:
         return tuple(r for r in self.alive if r != self.rank)

@@ -22,8 +22,9 @@ import numpy as np
 
 from hlt_train.errors import RunFailed
 from hlt_train.precision.wire import check, decode, encode, error
-from hlt_train.strategies import In, Info, S, Sparse, Strategy, W, nothing
+from hlt_train.strategies import SERVER, In, Info, S, Sparse, Strategy, W, nothing
 from hlt_train.strategies._served import served
+from hlt_train.transports.forwarding import forwarding
 from hlt_train.transports.keys import INIT, SERVER_ACTOR, actor_key
 
 __all__ = ["Layout", "Message", "Parts", "Program", "Specs"]
@@ -130,9 +131,9 @@ class Program:
         self._init = jax.jit(lambda v, index: strategy.init_worker(v, self._info(index)))
         self._compute = jax.jit(self._compute_)
         self._portion = jax.jit(lambda w: -1 if strategy.batch is None else strategy.batch(w))
-        self._ask = jax.jit(self._ask_)
-        self._take = jax.jit(self._take_)
-        self._peer = jax.jit(self._peer_)
+        self._ask = forwarding(self._ask_)
+        self._take = forwarding(self._take_)
+        self._peer = forwarding(self._peer_)
         self._serve = jax.jit(self._serve_)
         self._measure = jax.jit(self._measure_)
         self._params = jax.jit(self._params_)
@@ -191,8 +192,13 @@ class Program:
 
     def compute(self, w: W, batch: Any, index: int, t: int) -> tuple[W, float]:
         """The gradient of one batch, folded in; `t` counts the batches of this worker. Returns the loss beside the state."""
-        w, loss = self._compute(w, batch, np.uint32(index), np.uint32(t))
+        w, loss = self.begin(w, batch, index, t)
         return w, float(loss)
+
+    def begin(self, w: W, batch: Any, index: int, t: int) -> tuple[W, Any]:
+        """`compute` without waiting for the device: the loss is a float when that is done."""
+        found: tuple[W, Any] = self._compute(w, batch, np.uint32(index), np.uint32(t))
+        return found
 
     def _compute_(self, w: W, batch: Any, index: Any, t: Any) -> tuple[W, Any]:
         for_loss, _ = jax.random.split(actor_key(self.seed, index, t))
@@ -205,14 +211,24 @@ class Program:
 
     def ask(self, w: W, index: int, t: int, number: int) -> tuple[W, list[tuple[bool, bool, int, Parts]]]:
         """What the worker sends after its t-th batch: (push, fetch, to, parts) of each message. `number` counts the asks of this exchange."""
-        w, flags, bodies, lost = self._ask(w, np.uint32(index), np.uint32(t), number)
+        w, asked = self.begin_ask(w, index, t, number)
+        return w, self.asked(asked)
+
+    def begin_ask(self, w: W, index: int, t: int, number: int) -> tuple[W, Any]:
+        """`ask` without waiting for the device; `asked` tells what it came to."""
+        w, *asked = self._ask(w, np.uint32(index), np.uint32(t), number)
+        return w, asked
+
+    def asked(self, found: Any) -> list[tuple[bool, bool, int, Parts]]:
+        """What an ask that was begun came to, as `ask` says it."""
+        flags, bodies, lost = found
         push, fetch, to = (np.asarray(flag) for flag in flags)
         bodies = [[np.asarray(leaf) for leaf in jax.tree.leaves(body)] for body in bodies]
         if self.wire != "float32" and push.any():
             self.wire_errors.append(float(lost))
         if self.strategy.fan == 1:
-            return w, [(bool(push), bool(fetch), int(to), [tuple(body) for body in bodies])]
-        return w, [(bool(push[k]), bool(fetch[k]), int(to[k]), [_row(body, k) for body in bodies]) for k in range(self.strategy.fan)]
+            return [(bool(push), bool(fetch), int(to), [tuple(body) for body in bodies])]
+        return [(bool(push[k]), bool(fetch[k]), int(to[k]), [_row(body, k) for body in bodies]) for k in range(self.strategy.fan)]
 
     def _ask_(self, w: W, index: Any, t: Any, number: Any) -> tuple[W, Any, list[PyTree], Any]:
         _, key = jax.random.split(actor_key(self.seed, index, t))
@@ -240,6 +256,19 @@ class Program:
     def _peer_(self, w: W, part: Any, message: In) -> W:
         return self.strategy.take(w, jax.tree.unflatten(self._body_tree, part), message)
 
+    def rehearse(self, index: int, batch: Any) -> None:
+        """Compile what worker `index` calls, by calling it; nothing comes of it. Twice: a state may have another form after its first exchange."""
+        state = self.worker(index)
+        for _ in range(2):
+            state, _ = self.compute(state, batch, index, 0)
+            self.portion(state)
+            state, _ = self.ask(state, index, 0, 0)
+            if self.strategy.peers:
+                state = self.peer(state, _zeros(self.body_specs(0)), False, index)
+            else:
+                state = self.take(state, [_zeros(self.answer_specs(k)) for k in range(self.shards)], False, 0, index)
+        self.wire_errors.clear()
+
     # A shard's.
 
     def server(self, shard: int) -> S:
@@ -265,8 +294,18 @@ class Program:
     def _serve_(self, s: S, leaves: Any, push: Any, fetch: Any, source: Any, staleness: Any, measured: Any) -> tuple[S, PyTree]:
         return served(self.strategy)(s, self._in(leaves, push, fetch, source, staleness), measured)
 
+    def rehearse_shard(self, shard: int, count: int) -> None:
+        """Compile what a shard calls to serve `count` messages, by calling it; nothing comes of it."""
+        parts: Parts = [()] * self.shards
+        parts[shard] = _zeros(self.body_specs(shard))
+        messages = [Message(k, 0, 0, SERVER, False, False, np.zeros(self.shards, np.int64), (), parts) for k in range(count)]
+        state = self.server(shard)
+        for _ in range(2):
+            state, _ = self.serve(state, messages, shard, 0, self.measure(state, messages, shard, 0) if self.measures else ())
+        self.slice(state)
+
     def _stacked(self, messages: Sequence[Message], shard: int, clock: int) -> tuple[Any, ...]:
-        leaves = [np.stack(column) for column in zip(*(m.parts[shard] for m in messages), strict=True)]
+        leaves = [np.stack(column) if len(column) > 1 else column[0][None] for column in zip(*(m.parts[shard] for m in messages), strict=True)]
         push, fetch = (np.array([getattr(m, name) for m in messages]) for name in ("push", "fetch"))
         return leaves, push, fetch, np.array([m.source for m in messages], np.int32), np.array([clock - m.clock[shard] for m in messages], np.int32)
 
@@ -335,6 +374,10 @@ class Program:
 
 def _specs(tree: PyTree) -> Specs:
     return tuple((tuple(leaf.shape), np.dtype(leaf.dtype)) for leaf in jax.tree.leaves(tree))
+
+
+def _zeros(specs: Specs) -> tuple[np.ndarray, ...]:
+    return tuple(np.zeros(shape, dtype) for shape, dtype in specs)
 
 
 def _is_key(leaf: Any) -> bool:

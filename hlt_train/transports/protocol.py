@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hlt_train.transports.dealing import Share
-from hlt_train.transports.post import Parcel, Post
+from hlt_train.transports.post import Parcel, Post, padded
 from hlt_train.transports.program import Specs
 
 __all__ = ["WORDS", "Mail", "Recovery", "Tag", "from_json", "handle", "size_of", "split_shares", "to_json", "unpack"]
@@ -52,6 +52,7 @@ class Tag(IntEnum):
     ERROR = 26  # anyone -> clerk: text
     KNOWN = 27  # all -> all, after a recovery: JSON, the latest role that the sender knows
     ADDRESS = 28  # worker -> workers: JSON, where it receives datagrams
+    READY = 29  # worker -> workers: worker; it has compiled what it needs
 
 
 class Recovery(Exception):
@@ -120,8 +121,8 @@ def from_json(payload: np.ndarray) -> Any:
 
 
 def size_of(specs: Specs) -> int:
-    """Bytes of a part; each array begins at a multiple of 8."""
-    return sum(-(-int(np.prod(shape)) * dtype.itemsize // 8) * 8 for shape, dtype in specs)
+    """Bytes of a part, whose arrays lie as the post office lays them."""
+    return sum(padded(int(np.prod(shape)) * dtype.itemsize) for shape, dtype in specs)
 
 
 def unpack(payload: np.ndarray, specs: Specs) -> tuple[np.ndarray, ...]:
@@ -131,11 +132,11 @@ def unpack(payload: np.ndarray, specs: Specs) -> tuple[np.ndarray, ...]:
     for shape, dtype in specs:
         size = int(np.prod(shape)) * dtype.itemsize
         parts.append(payload[place : place + size].view(dtype).reshape(shape))
-        place += -(-size // 8) * 8
+        place += padded(size)
     return tuple(parts)
 
 
 def split_shares(payload: np.ndarray, count: int) -> tuple[tuple[Share, ...], np.ndarray]:
     """The shares in front of a payload, int64 (step, owner) each, and what follows them."""
     pairs = payload[: 16 * count].view(np.int64).reshape(-1, 2)
-    return tuple((int(step), int(owner)) for step, owner in pairs), payload[16 * count :]
+    return tuple((int(step), int(owner)) for step, owner in pairs), payload[padded(16 * count) :]
