@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests import processes
+from tests import ranks as launcher
 
 RANK = b"OMPI_COMM_WORLD_RANK="
 
@@ -111,8 +111,8 @@ def _strike(process: subprocess.Popen[str], mark: str, strike: Strike) -> None:
 
 
 def jobs_command(file: Path, ranks: int, *, fault_tolerant: bool = False) -> list[str]:
-    """The command that runs the jobs of a file (`processes.py`)."""
-    return [sys.executable, processes.__file__, "launch", str(file), str(ranks), *(["ft"] if fault_tolerant else [])]
+    """The command that runs the jobs of a file (`ranks.py`)."""
+    return [sys.executable, launcher.__file__, str(file), str(ranks), *(["ft"] if fault_tolerant else [])]
 
 
 def served(run: Path, source: int | None = None) -> int:

@@ -1,13 +1,15 @@
 """The whole suite: annotations are checked at run time, two virtual devices for everyone, warnings are errors (pyproject.toml).
 
-Most of the time goes into compiling, and most programs are compiled more than once: what a process has compiled it finds again in a folder of its own, unless a
-test asks for `compiled_anew`. Processes that a test starts compile everything themselves.
+Most of the time goes into compiling, and most programs are compiled more than once: what the tests have compiled they find again in a folder, unless a
+test asks for `compiled_anew`. Processes that a test starts compile everything themselves, but for the ranks of `processes.py` and `races.py`, which have a
+folder of their own.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -17,6 +19,8 @@ from jaxtyping import install_import_hook
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
 os.environ.setdefault("NPROC", "4")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+ENOUGH = 1.2e9  # bytes of a process, above which it forgets what it has compiled
 
 _hook = install_import_hook(["hlt_train"], "beartype.beartype")
 
@@ -33,23 +37,38 @@ def _quiet_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
 
 
+@pytest.fixture(scope="session")
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all processes that share the tests out between them."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session", autouse=True)
-def _compiled_once(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One folder of compiled programs per process; not an environment variable, so that no other process sees it: the thread pool is no part of its keys."""
+def _compiled_once(shared_folder: Path) -> None:
+    """A folder of compiled programs; not an environment variable, so that no other process sees it: the thread pool is no part of its keys."""
     import jax
 
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    os.environ["RANKS_COMPILED"] = str(shared_folder / "compiled-by-ranks")
+    jax.config.update("jax_compilation_cache_dir", str(shared_folder / "compiled"))  # all that share it have the same pool
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _forgotten_programs() -> Iterator[None]:
-    """Otherwise memory grows by what every module compiled, to gigabytes."""
+    """Otherwise memory grows by what every module compiled, to gigabytes. As long as there is little of it, the next module finds its small programs ready."""
     yield
     import jax
 
-    jax.clear_caches()
+    if resident_memory() > ENOUGH:
+        jax.clear_caches()
+
+
+def resident_memory() -> float:
+    """Bytes of this process; infinite where the system does not say."""
+    file = Path("/proc/self/statm")
+    return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if file.exists() else float("inf")
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Runs by processes on a small problem without ROOT files: what each rank of a test runs (`launch(["tests/processes.py", JOBS], ranks)`).
 
+All that a test can signal or kill is started by `tests/ranks.py`. What a rank has compiled the ranks of later launches find again (`remember`).
+
 A file holds a list of jobs, done one after the other by the same processes: they start once, and compile a rule once. Then they share out the replays, which
 must have the thread pool of the recording. The problem is a regression by a network of two layers, wide enough for XLA to use more than one thread: with
 another size of the pool (NPROC) the bits are others.
@@ -32,11 +34,10 @@ from hlt_train.files import write_text
 from hlt_train.fleet import digest, overlapped
 from hlt_train.progress import Progress
 from hlt_train.run import Run
-from hlt_train.strategies import Setup
+from hlt_train.strategies import Setup, Strategy
 from hlt_train.task import Plan
 from hlt_train.transports.dealing import deals
 from hlt_train.transports.journal import file_of, read
-from hlt_train.transports.launch import launch
 from hlt_train.transports.mpi import capacity
 from hlt_train.transports.options import MpiOptions
 from hlt_train.transports.post import Post
@@ -45,6 +46,7 @@ from hlt_train.transports.protocol import WORDS, Mail
 from hlt_train.transports.replay import Replay
 
 ROWS, INPUTS = 256, 64
+COMPILED = "RANKS_COMPILED"  # a folder, named by tests/conftest.py
 
 
 class Job(NamedTuple):
@@ -107,6 +109,20 @@ def _made(content: str) -> Program:
     return make_program(Job(run="", **json.loads(content)))
 
 
+def remember() -> None:
+    """Compiled programs are shared by all ranks with as many threads in XLA's pool: their number is no part of the keys, and changes bits."""
+    if COMPILED in os.environ:
+        jax.config.update("jax_compilation_cache_dir", f"{os.environ[COMPILED]}/{os.environ['NPROC']}")
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def rule_of(job: Job) -> Strategy:
+    """The rule of a job, without its program."""
+    setup = Setup(job.workers, optax.constant_schedule(job.rate), optax.sgd, portions=job.per_epoch * job.workers)
+    return overlapped(plugins.factory("strategies", job.rule)(setup, **plugins.parse_options("strategies", job.rule, job.options)), overlap=job.overlap)
+
+
 def make_program(job: Job) -> Program:
     vector, unravel = network(job.width)
 
@@ -115,8 +131,7 @@ def make_program(job: Job) -> Program:
         x, y = batch
         return jnp.mean((jnp.tanh(x @ p["a"] + p["b"]) @ p["c"] - y) ** 2)
 
-    setup = Setup(job.workers, optax.constant_schedule(job.rate), optax.sgd, portions=job.per_epoch * job.workers)
-    strategy = overlapped(plugins.factory("strategies", job.rule)(setup, **plugins.parse_options("strategies", job.rule, job.options)), overlap=job.overlap)
+    strategy = rule_of(job)
     return Program(
         strategy,
         lambda v, batch, _key: jax.value_and_grad(loss)(v, batch),
@@ -184,7 +199,7 @@ def opened(path: Path) -> Run:
 
 
 def ranks_of(job: Job) -> int:
-    return processes(options(job), peers=made(job).strategy.peers)
+    return processes(options(job), peers=rule_of(job).peers)
 
 
 def replayed(job: Job) -> dict[str, Any]:
@@ -211,6 +226,7 @@ def replayed(job: Job) -> dict[str, Any]:
 
 
 def main() -> None:
+    remember()
     jobs = [Job(**content) for content in json.loads(Path(sys.argv[1]).read_text())]
     post = Post(max(capacity(made(job)) for job in jobs), words=WORDS)
     mail = Mail(post)
@@ -232,14 +248,5 @@ def main() -> None:
     post.close(300.0)
 
 
-def start() -> int:
-    """`python tests/processes.py launch FILE RANKS [ft]`: all that a test can signal or kill."""
-    ended = launch([__file__, sys.argv[2]], int(sys.argv[3]), fault_tolerant="ft" in sys.argv, nproc=2)
-    print(json.dumps({"errors": ended.errors, "killed": ended.killed, "first": ended.first}), flush=True)
-    return ended.code
-
-
 if __name__ == "__main__":
-    if sys.argv[1] == "launch":
-        sys.exit(start())
     main()

@@ -105,6 +105,7 @@ def options_of(content: dict[str, Any]) -> MpiOptions:
 
 
 def main() -> None:
+    processes.remember()
     jobs = json.loads(Path(sys.argv[1]).read_text())
     post = Post(max(capacity(program_of(content)) for content in jobs), words=WORDS)
     mail = Mail(post)

@@ -16,22 +16,21 @@ import pytest
 
 from hlt_train import checkpoints, cluster
 from hlt_train.errors import UsageError
+from hlt_train.fit import fit, resume
+from hlt_train.progress import Progress
 from hlt_train.run import Run
-from tests.runs import steady, write_card
+from tests.runs import config, steady, write_card
 
 SCRIPT = """
 import json, sys
 from pathlib import Path
 from hlt_train.errors import Interrupted, UsageError
-from hlt_train.fit import fit, resume
+from hlt_train.fit import fit
 from hlt_train.progress import Progress
 from tests.runs import config
 path, card, options = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 try:
-    if options.pop("again", False):
-        resume(path, progress=Progress(quiet=True), **options)
-    else:
-        fit(config(Path(card), **options), path, progress=Progress(quiet=True))
+    fit(config(Path(card), **options), path, progress=Progress(quiet=True))
 except Interrupted as error:
     print(error.what)
     sys.exit(7)
@@ -39,6 +38,7 @@ except UsageError as error:
     print(error.what)
     sys.exit(2)
 """
+QUIET = Progress(quiet=True)
 OPTIONS = {
     "devices": 2,
     "scan": 5,
@@ -57,13 +57,13 @@ def port() -> int:
 
 
 def start(path: Path, card: Path, processes: int, **options: Any) -> list[subprocess.Popen[str]]:
-    """The processes of a run; one alone is not told of any nodes."""
+    """The processes of a run."""
     clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")} | {"NPROC": "4"}
     at = port()
     return [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(path), str(card), json.dumps(options)],
-            env=clean if processes == 1 else {**clean, "HLT_TRAIN_NODES": f"localhost:{at},{processes},{k}"},
+            env={**clean, "HLT_TRAIN_NODES": f"localhost:{at},{processes},{k}"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -109,13 +109,13 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(card: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The undisturbed run of one process with two devices."""
+    """The undisturbed run of this process with two devices."""
     path = tmp_path_factory.mktemp("alone") / "run"
-    assert ended(start(path, card, 1, **OPTIONS, length="40steps"))[0][0] == 0
+    fit(config(card, **OPTIONS, length="40steps"), path, progress=QUIET)
     return path
 
 
-@pytest.mark.parametrize("resident", ["always", "never"])
+@pytest.mark.parametrize("resident", [pytest.param("always", marks=pytest.mark.slow), "never"])
 def test_two_processes_are_one_run(resident: str, card: Path, alone: Path, tmp_path: Path) -> None:
     """Same steps, losses, validation and messages as one process with as many devices; one of them writes."""
     path = tmp_path / "run"
@@ -137,17 +137,16 @@ def test_a_killed_process_ends_the_run_which_goes_on_with_fewer(card: Path, alon
     assert last is not None
     assert last >= 10
     assert checkpoints.load(path, last, "state")["2"] == last  # complete: its digest is compared
-    refused = ended(start(path, card, 1, again=True, length=f"{last + 12}steps"))[0]
-    assert refused[0] == 2
-    assert "processes (2 then, 1 now)" in refused[1]
-    assert ended(start(path, card, 1, again=True, length=f"{last + 12}steps", inexact=True))[0][0] == 0
+    with pytest.raises(UsageError, match=r"processes \(2 then, 1 now\)"):
+        resume(path, length=f"{last + 12}steps", progress=QUIET)
+    resume(path, length=f"{last + 12}steps", inexact=True, progress=QUIET)
     assert checkpoints.pointed(path, "LAST") == last + 12
     lines = metrics(path)
     assert lines[-1]["messages"]["applied"] == 2 * (last + 12)
     both = [[line for line in found if line["event"] == "steps" and line["step"] <= min(last + 12, 40)] for found in (lines, metrics(alone))]
     assert_close(*both)
     # and on one device: the server goes on, the worker begins at its parameters
-    assert ended(start(path, card, 1, again=True, length=f"{last + 24}steps", inexact=True, devices_now=1))[0][0] == 0
+    resume(path, length=f"{last + 24}steps", inexact=True, devices_now=1, progress=QUIET)
     assert checkpoints.load(path, last + 24, "state")["3/seen"].shape == (1,)
     assert metrics(path)[-1]["messages"]["applied"] == 2 * (last + 12) + 12
 

@@ -63,12 +63,18 @@ def test_interrupted_runs_go_on(tmp_path: Path) -> None:
     assert document(runs["free"], "replay.json") == document(runs["free"], "transport.json")["digests"]
 
 
-@pytest.mark.parametrize("role", ["worker", "server", "clerk"])
+@pytest.mark.parametrize("role", [pytest.param("worker", marks=pytest.mark.slow), "server", pytest.param("clerk", marks=pytest.mark.slow)])
 def test_a_killed_process_is_survived(role: str, tmp_path: Path) -> None:
+    """Of the slow ones tests/test_chaos.py says the same, of other moments."""
     run = tmp_path / "run"
     job = {"rule": "downpour", "run": str(run), "workers": 3, "with_ft": True, "watchdog": 60.0, "replay": True, **SLOW}
     outcome = run_jobs(tmp_path, [job], 5, [Strike({"clerk": 0, "server": 1, "worker": 3}[role], signal.SIGKILL, after(run, 70))], ft=True)
     assert outcome.code == 0, outcome
+    assert_survived(run, role)
+
+
+def assert_survived(run: Path, role: str) -> None:
+    """The asynchronous run of three workers lost this process after its first checkpoint."""
     log, transport = (run / "log.txt").read_text(), document(run, "transport.json")
     assert document(run, "replay.json") == transport["digests"]
     epochs = document(run, "coverage.json")["epochs"]
@@ -89,7 +95,7 @@ def test_a_killed_process_is_survived(role: str, tmp_path: Path) -> None:
         assert transport["dead"] == [2]  # the worker with the highest number took over the role
 
 
-@pytest.mark.parametrize("exchange", ["alltoall", "allreduce"])
+@pytest.mark.parametrize("exchange", ["alltoall", pytest.param("allreduce", marks=pytest.mark.slow)])
 def test_workers_that_are_the_server_too(exchange: str, tmp_path: Path) -> None:
     """One of them dies: the others go back to the checkpoint and share what was its, its shard included."""
     run = tmp_path / "run"
@@ -128,7 +134,7 @@ def test_a_stopped_worker_is_late_or_stale(tmp_path: Path) -> None:
     assert max(k for k, count in enumerate(histogram) if count) > 10
 
 
-@pytest.mark.parametrize("ft", [False, True])
+@pytest.mark.parametrize("ft", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_an_error_of_a_worker_ends_the_run(ft: bool, tmp_path: Path) -> None:
     run = tmp_path / "run"
     outcome = run_jobs(tmp_path, [{"rule": "downpour", "run": str(run), "raises": [1, 20], "with_ft": ft, **SLOW}], 4, ft=ft)

@@ -85,9 +85,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_killed_four_times_at_random_points(undisturbed: Path) -> None:
-    """Two kills fall in mid epoch by the clock of the steps, two right after a validation; every one loses work that has to be done again."""
-    path = undisturbed / "killed"
+@pytest.mark.parametrize("kills", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_killed_at_random_points(kills: int, undisturbed: Path) -> None:
+    """Half of the kills fall in mid epoch by the clock of the steps, half right after a validation; every one loses work that has to be done again."""
+    path = undisturbed / f"killed-{kills}"
     metrics = final(undisturbed / "whole")[1]
     total = metrics[-1]["step"]
     per_epoch = total // EPOCHS
@@ -96,7 +97,7 @@ def test_killed_four_times_at_random_points(undisturbed: Path) -> None:
     chance = random.Random(5)
     arguments: tuple[str | Path, ...] = ("fit", "--config", undisturbed / "config.yaml", "--run", path, "-q")
     inside = 0
-    for number, event in enumerate(("steps", "epoch", "steps", "epoch")):
+    for number, event in enumerate(("steps", "epoch") * (kills // 2)):
         running = start(*arguments)
         wait_for(running, path, event, int(total * (number + chance.random() * 0.6) / 5))
         running.kill()
@@ -105,17 +106,17 @@ def test_killed_four_times_at_random_points(undisturbed: Path) -> None:
         assert step is not None
         inside += step % per_epoch != 0
         arguments = ("fit", "--resume", path, "-q")
-    assert inside >= 2
+    assert inside >= kills // 2
     done = process(*arguments)
     assert done.returncode == 0, done.stderr
     assert final(path) == final(undisturbed / "whole")
-    assert_nothing_is_read_twice(path, per_epoch)
+    assert_nothing_is_read_twice(path, per_epoch, kills)
 
 
-def assert_nothing_is_read_twice(path: Path, per_epoch: int) -> None:
+def assert_nothing_is_read_twice(path: Path, per_epoch: int, kills: int) -> None:
     """Before its first batch a resumed process has decoded the block in which it fell, and no cluster of the blocks before it."""
     notes = re.findall(r"first batch: epoch (\d+) step (\d+) of it, clusters decoded so far: \[([^\]]*)\]", (path / "log.txt").read_text())
-    assert len(notes) == 5
+    assert len(notes) == kills + 1
     with open_dataset(load_card(path.parent / "data" / "small.yaml")) as dataset:
         order = Order(dataset.counts["train"], seed=3, buffer=BUFFER, shuffle=True)
     assert len(load(path / "normalisation.json").groups) == 1
@@ -164,7 +165,7 @@ def four_epochs(undisturbed: Path) -> Path:
     return undisturbed / "four"
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("sent", [signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_every_signal_ends_the_loop_at_an_edge(sent: signal.Signals, undisturbed: Path, four_epochs: Path, tmp_path: Path) -> None:
     """In this process, sent from a thread; afterwards the signal means what it meant before, and the resumed run ends as an undisturbed one."""
     before = signal.getsignal(sent)

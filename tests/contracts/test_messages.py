@@ -32,7 +32,7 @@ def simulation(name: str, workers: int, steps: int = 24, overlap: bool = False, 
 
 
 def overlaps(name: str) -> bool:
-    rule = program(name, 2).strategy
+    rule = messages.strategy(name, 2, **OPTIONS.get(name, {}))
     return rule.quorum > 0 and rule.asks == 1 and rule.batch is None and not rule.peers
 
 

@@ -5,6 +5,7 @@ Where messages are served as they come, two recordings of one command differ in 
 
 from __future__ import annotations
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 
 from hlt_train import plugins
 from hlt_train.transports.journal import file_of, read
-from hlt_train.transports.launch import launch
+from hlt_train.transports.launch import Ended, launch
 from tests import processes
 
 STRATEGIES = plugins.names("strategies")
@@ -54,7 +55,7 @@ JOBS = _jobs()
 
 
 def _rule(name: str) -> Any:
-    return processes.made(processes.Job(run="", **JOBS[name])).strategy
+    return processes.rule_of(processes.Job(run="", **JOBS[name]))
 
 
 def _free(name: str) -> bool:
@@ -64,17 +65,23 @@ def _free(name: str) -> bool:
 
 
 class Recordings:
-    """The runs of all jobs."""
+    """The runs of all jobs; done before if there is a word in the folder of how they ended."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        ended = folder / "ended.json"
+        if not ended.exists():
+            ended.write_text(json.dumps(self.launch()))
+        self.ended = Ended(*json.loads(ended.read_text()))
+
+    def launch(self) -> Ended:
         jobs = []
         for name, job in JOBS.items():
             jobs += [{**job, "run": str(self.path(name, again)), "replay": True} for again in range(1 + _free(name))]
-        file = folder / "jobs.json"
+        file = self.folder / "jobs.json"
         file.write_text(json.dumps(jobs))
         ranks = max(processes.ranks_of(processes.Job(**job)) for job in jobs)
-        self.ended = launch([processes.__file__, str(file)], ranks, nproc=2)
+        return launch([processes.__file__, str(file)], ranks, nproc=2)
 
     def path(self, name: str, again: int = 0) -> Path:
         return self.folder / f"{name} {again}".replace(",", "").replace(" ", "-")
@@ -89,12 +96,17 @@ class Recordings:
 
 
 @pytest.fixture(scope="module")
-def recordings(tmp_path_factory: pytest.TempPathFactory) -> Recordings:
-    return Recordings(tmp_path_factory.mktemp("processes"))
+def recordings(shared_folder: Path) -> Recordings:
+    """Made once, also where several processes share out the tests of this module."""
+    folder = shared_folder / "recordings"
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return Recordings(folder)
 
 
 def test_all_ran(recordings: Recordings) -> None:
-    assert recordings.ended[:3] == (0, {}, ())
+    assert recordings.ended[:3] == (0, {}, [])
 
 
 @pytest.mark.parametrize("name", JOBS)

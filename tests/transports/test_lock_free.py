@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from hlt_train.checkpoints import pointed
+from hlt_train.cli import main
 from hlt_train.errors import UsageError
 from hlt_train.files import read_arrays
 from hlt_train.race import PARAMETERS, Serial, racing, serial, updates
@@ -235,7 +236,7 @@ def test_a_killed_worker_leaves_its_shares_to_the_others(tmp_path: Path) -> None
     assert sum(epoch["redealt"] for epoch in epochs) == 32
 
 
-def test_fit_races_and_replay_refuses(tmp_path: Path) -> None:
+def test_fit_races_and_replay_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The commands, on cells: auto is a race; replay says no with exit code 2; --serial tells the deviation."""
     cells, run = tmp_path / "cells.root", tmp_path / "run"
     program = Path(sys.executable).with_name("hlt-train")  # a script: what mpiexec starts is it again
@@ -244,16 +245,22 @@ def test_fit_races_and_replay_refuses(tmp_path: Path) -> None:
     def process(*arguments: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=300, check=False)
 
-    assert process("toy", cells, "--kind", "cells", "-n", "1200", "--seed", "1").returncode == 0
+    def here(*arguments: Any) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            main([*map(str, arguments)])
+        captured = capsys.readouterr()
+        return int(ended.value.code or 0), captured.out, captured.err
+
+    assert here("toy", cells, "--kind", "cells", "-n", "1200", "--seed", "1")[0] == 0
     fit = ["fit", "toy_cells", "--files", f"events={cells}", "--model", "sparse_linear", "--set", "model.buckets=4096", "--strategy", "hogwild"]
     done = process(*fit, "--transport", "mpi", "--workers", "2", "--batch", "32", "--for", "2epochs", "--learning-rate", "0.1", "--run", run, "--json", "-q")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["traffic"]["race"]["lock_free"] == "node"
     assert all(epoch["complete"] for epoch in result["coverage"]["epochs"])
-    refused = process("replay", run, "-q")
-    assert refused.returncode == 2
-    assert "--serial" in refused.stderr
+    code, _, err = here("replay", run, "-q")
+    assert code == 2
+    assert "--serial" in err
     again = process("replay", run, "--serial", "--json", "-q")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["parameters"]["relative"] < 0.2
