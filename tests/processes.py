@@ -67,6 +67,7 @@ class Job(NamedTuple):
     seed: int = 3
     pause: float = 0.0  # seconds that a batch takes besides
     uneven: bool = False  # worker k takes k times as long
+    late: list[Any] = []  # noqa: RUF012 - [worker, seconds] that it takes to begin
     checkpoint_every: int | None = None
     patience: int | None = None
     with_ft: bool = False
@@ -155,6 +156,8 @@ def make_work(job: Job, rank: int) -> Work:
             os.kill(os.getpid(), getattr(signal, job.kill[2]))
         if job.raises and job.raises[0] == share[1] and counted[0] == job.raises[1]:
             raise ValueError("this batch is bad")
+        if job.late and counted[0] == 1 and share[1] == job.late[0]:
+            time.sleep(job.late[1])
         if job.pause:
             time.sleep(job.pause * (1 + share[1] if job.uneven and share[1] >= 0 else 1))
         return rows(share, job.per_epoch, job.workers)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from hlt_train.transports.journal import file_of, read
 from tests.chaos import Outcome, Strike, after, chaos, jobs_command
 
 TIMES = {"seconds", "rows_per_s", "validation_seconds"}
@@ -61,6 +62,16 @@ def test_interrupted_runs_go_on(tmp_path: Path) -> None:
     assert sum(sum(epoch["classes"].values()) for epoch in complete_free) == 180
     assert document(runs["free"], "transport.json")["dead"] == [2]
     assert document(runs["free"], "replay.json") == document(runs["free"], "transport.json")["digests"]
+
+
+def test_workers_begin_together(tmp_path: Path) -> None:
+    """One takes long to compile: none of the others runs ahead, so that staleness is that of the rule."""
+    run = tmp_path / "run"
+    job = {"rule": "downpour", "run": str(run), "workers": 2, "steps": 40, "per_epoch": 20, "late": [1, 4.0]}
+    assert run_jobs(tmp_path, [job], 4).code == 0
+    served = [pair[0] for line in read(file_of(run, "shard", 0)) if isinstance(line, list) for pair in line]
+    assert sorted(served) == [0] * 40 + [1] * 40
+    assert served.index(1) < 30
 
 
 @pytest.mark.parametrize("role", [pytest.param("worker", marks=pytest.mark.slow), "server", pytest.param("clerk", marks=pytest.mark.slow)])
