@@ -108,7 +108,7 @@ def test_the_discriminant_is_learnt(student: tuple[Path, dict[str, Any]]) -> Non
 
 
 @pytest.mark.usefixtures("compiled_anew")
-@pytest.mark.parametrize("reports", [3, 18])
+@pytest.mark.parametrize("reports", [3, pytest.param(18, marks=pytest.mark.slow)])
 def test_an_interrupted_student_is_the_undisturbed_one(teacher: Path, student: tuple[Path, dict[str, Any]], tmp_path: Path, reports: int) -> None:
     """SIGTERM in the warm-up, and on the grid; resumed to the same bits."""
     path = tmp_path / "r"
