@@ -12,13 +12,14 @@ import yaml
 
 from hlt_train.errors import UsageError, nearest
 
-__all__ = ["CARD", "apply_config", "emit", "files_option", "json_option", "parse_assignments", "parse_files", "quiet_option", "set_option"]
+__all__ = ["CARD", "apply_config", "emit", "files_option", "json_option", "parse_assignments", "parse_files", "quiet_option", "set_option", "trust_option"]
 
 CARD = "CARD"
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print exactly one JSON object on stdout.")
 quiet_option = click.option("-q", "--quiet", is_flag=True, help="No progress on stderr.")
 files_option = click.option("--files", "files", metavar="NAME=GLOB", multiple=True, help="Files of a sample of the card (repeatable; replaces the card's own).")
+trust_option = click.option("--trust", is_flag=True, help="Run an export as it is, even where its code is not what its graph.json gives.")
 set_option = click.option("--set", "assignments", metavar="KEY=VALUE", multiple=True, help="Any option by its full name, for instance model.widths=[64,32,32].")
 
 

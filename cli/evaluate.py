@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hlt_train.cli._options import emit, files_option, json_option, parse_files, quiet_option
+from hlt_train.cli._options import emit, files_option, json_option, parse_files, quiet_option, trust_option
 from hlt_train.errors import UsageError
 
 __all__ = ["command"]
@@ -25,6 +25,7 @@ __all__ = ["command"]
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the bootstrap.")
 @click.option("--latency/--no-latency", default=True, show_default=True, help="Measure the time of one call.")
 @click.option("--brief", "short", is_flag=True, help="One line per network, at the first request, instead of every table.")
+@trust_option
 @json_option
 @quiet_option
 def command(sources: tuple[Path, ...], files: tuple[str, ...], short: bool, as_json: bool, quiet: bool, **options: Any) -> None:
@@ -47,6 +48,7 @@ def command(sources: tuple[Path, ...], files: tuple[str, ...], short: bool, as_j
         replicas=options["replicas"],
         seed=options["seed"],
         latency=options["latency"],
+        trust=options["trust"],
         progress=progress,
     )
     progress.close()

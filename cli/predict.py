@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from hlt_train.cli._options import emit, json_option, quiet_option
+from hlt_train.cli._options import emit, json_option, quiet_option, trust_option
 
 __all__ = ["command"]
 
@@ -16,9 +16,10 @@ __all__ = ["command"]
 @click.argument("source", metavar="RUN|EXPORT", type=click.Path(path_type=Path))
 @click.argument("files", metavar="FILES...", nargs=-1, required=True)
 @click.option("--out", metavar="OUT.root", required=True, type=click.Path(path_type=Path), help="The file to make; it must not exist.")
+@trust_option
 @json_option
 @quiet_option
-def command(source: Path, files: tuple[str, ...], out: Path, as_json: bool, quiet: bool) -> None:
+def command(source: Path, files: tuple[str, ...], out: Path, trust: bool, as_json: bool, quiet: bool) -> None:
     """Score FILES (paths or globs, or NAME=GLOB for a sample of the card) with a run at BEST or with an exported artefact.
 
     OUT.root gets a tree `Scores` with one row per example that passes the card's selection, in the order of the files: identity, scores per class,
@@ -28,7 +29,7 @@ def command(source: Path, files: tuple[str, ...], out: Path, as_json: bool, quie
     from hlt_train.progress import Progress
 
     progress = Progress(quiet=quiet)
-    result = predict(source, files, out, progress=progress)
+    result = predict(source, files, out, trust=trust, progress=progress)
     progress.close()
     emit(result, as_json=as_json, text=_text)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from hlt_train.graph import Graph
 from hlt_train.graph_document import FORMAT as GRAPH_FORMAT
 from hlt_train.graph_document import VERSION as GRAPH_VERSION
 from hlt_train.graph_document import from_document
+from hlt_train.regeneration import check_regenerated
 from hlt_train.types import Features, Inputs
 
 __all__ = ["CARD", "Artefact", "is_export", "open_export"]
@@ -38,6 +40,7 @@ class Artefact:
         card: the card of the run that it was exported from.
         working_points: content of working_points.json.
         certificate: content of certificate.json.
+        latency: features -> figures of one call at batch 1, as `Exporter.latency` gives them.
     """
 
     path: Path
@@ -48,6 +51,7 @@ class Artefact:
     card: Card
     working_points: dict[str, Any]
     certificate: dict[str, Any]
+    latency: Callable[[Features], dict[str, Any]]
 
     @property
     def exact(self) -> bool:
@@ -78,8 +82,18 @@ def _targets(path: Path) -> list[Path]:
     return sorted(child.parent for child in path.glob("*/certificate.json"))
 
 
-def open_export(path: Path) -> Artefact:
-    """Open a target's directory (or OUT, where it has one target). Every file must be the one that the certificate names."""
+def open_export(path: Path, *, trust: bool = False) -> Artefact:
+    """Open a target's directory (or OUT, where it has one target), and make its artefact ready to run.
+
+    Args:
+        path: the directory.
+        trust: take the artefact as it is. Otherwise it must be what this program writes for the graph that lies beside it: a certificate proves nothing of
+            files that a stranger made together with it.
+
+    Raises:
+        RunFailed: a file is not the one that the certificate names.
+        UsageError: not an export, or not one that this program would write.
+    """
     targets = _targets(path) if path.is_dir() else []
     if len(targets) != 1:
         names = [str(target) for target in targets]
@@ -92,14 +106,20 @@ def open_export(path: Path) -> Artefact:
         if not file.is_file() or files.sha256(file) != stated:
             raise RunFailed(f"the export was changed: {name} is not the file that was certified", where=str(file), then="export the run again")
     graph = from_document(files.read_document(directory / "graph.json", GRAPH_FORMAT, GRAPH_VERSION))
-    exporter = plugins.factory("exporters", certificate["target"])()
+    target = certificate["target"]
+    exporter = plugins.factory("exporters", target)(**plugins.parse_options("exporters", target, dict(certificate.get("options", {}))))
+    if wrong := sorted(set(certificate.get("options", {})) & set(exporter.local)):
+        raise UsageError(f"its certificate wants to set '{wrong[0]}' on this machine", where=str(directory), then="export the run again")
+    if not trust:
+        check_regenerated(directory, graph, exporter, certificate["program"])
     return Artefact(
         path=directory,
-        target=certificate["target"],
+        target=target,
         outputs=exporter.load(directory),
         graph=graph,
         inputs=normalise.load(directory / "normalisation.json"),
         card=Card.model_validate(files.read_document(directory / "card.json", *CARD)["card"]),
         working_points=files.read_document(directory / "working_points.json", *POINTS),
         certificate=certificate,
+        latency=partial(exporter.latency, directory),
     )

@@ -80,7 +80,15 @@ def graph_hash(graph: Graph) -> str:
 
 
 def export_graph(
-    material: Material, targets: Mapping[str, Exporter], out: Path, *, n_vectors: int = 100_000, seed: int = 0, keep: int | None = None, progress: Progress
+    material: Material,
+    targets: Mapping[str, Exporter],
+    out: Path,
+    *,
+    n_vectors: int = 100_000,
+    seed: int = 0,
+    keep: int | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Export to `out`/<target> and return the certificates by target.
 
@@ -91,6 +99,7 @@ def export_graph(
         n_vectors: least number of vectors compared.
         seed: of the vectors.
         keep: random and data vectors that ship beside all constructed ones; default: as many as fit about 16 MB.
+        options: target -> options with which its exporter was made, for the certificate.
         progress: where to say how far it is.
 
     Raises:
@@ -105,7 +114,8 @@ def export_graph(
     expected = _expect(material, n_vectors, seed, keep)
     staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        certificates = {name: _one(name, exporter, material, expected, staging / name, progress) for name, exporter in targets.items()}
+        said = {name: {k: v for k, v in (options or {}).get(name, {}).items() if k not in exporter.local} for name, exporter in targets.items()}
+        certificates = {name: _one(name, exporter, material, expected, staging / name, said[name], progress) for name, exporter in targets.items()}
         umask = os.umask(0)
         os.umask(umask)
         staging.chmod(0o777 & ~umask)
@@ -134,7 +144,9 @@ def _rows(golden: Golden, rows: np.ndarray) -> Golden:
     return Golden(x, golden.outputs[rows], None if golden.score is None else golden.score[rows], golden.decisions[:, rows], golden.category[rows])
 
 
-def _one(name: str, exporter: Exporter, material: Material, expected: _Expected, directory: Path, progress: Progress) -> dict[str, Any]:
+def _one(
+    name: str, exporter: Exporter, material: Material, expected: _Expected, directory: Path, options: dict[str, Any], progress: Progress
+) -> dict[str, Any]:
     graph, golden, points = material.graph, expected.golden, material.points
     progress(f"{name}: writing")
     directory.mkdir()
@@ -156,6 +168,7 @@ def _one(name: str, exporter: Exporter, material: Material, expected: _Expected,
     content = {
         "target": name,
         "program": f"hlt-train {__version__}",
+        "options": options,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         **facts,
         **_statement(material, expected),

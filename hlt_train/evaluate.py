@@ -43,6 +43,7 @@ def evaluate(
     replicas: int | None = None,
     seed: int = 0,
     latency: bool = True,
+    trust: bool = False,
     progress: Progress,
 ) -> dict[str, Any]:
     """Figures of every network in `sources`, as a JSON-able mapping.
@@ -56,11 +57,12 @@ def evaluate(
         replicas: of the bootstrap; by default 100 to 400, by the number of rows.
         seed: of the bootstrap.
         latency: measure the time of a call at batch 1.
+        trust: run exports as they are, whoever wrote their code.
         progress: where to say how far it is.
     """
     if not sources:
         raise UsageError("evaluate what?", then="hlt-train evaluate RUN|EXPORT...")
-    networks = [scorer(path) for path in sources]
+    networks = [scorer(path, trust=trust) for path in sources]
     for network in networks:
         progress(f"{network.name}: {network.kind} ({network.which})")
         if network.card.labels.classes != networks[0].card.labels.classes:

@@ -64,10 +64,11 @@ def export(
     if n_vectors < 1:
         raise UsageError(f"--vectors must be at least 1, got {n_vectors}")
     given = options or {}
-    exporters = {name: plugins.factory("exporters", name)(**plugins.parse_options("exporters", name, dict(given.get(name, {})))) for name in targets}
+    chosen = {name: plugins.parse_options("exporters", name, dict(given.get(name, {}))) for name in targets}
+    exporters = {name: plugins.factory("exporters", name)(**chosen[name]) for name in targets}
     loaded = load_run(source, "BEST")
     material = _material(loaded, sample_files, seed, progress)
-    certificates = export_graph(material, exporters, out, n_vectors=n_vectors, seed=seed, keep=keep, progress=progress)
+    certificates = export_graph(material, exporters, out, n_vectors=n_vectors, seed=seed, keep=keep, options=chosen, progress=progress)
     return {"run": str(source), "checkpoint": f"BEST, step {loaded.step}", "out": str(out), "targets": certificates}
 
 

@@ -41,20 +41,21 @@ class Plan(NamedTuple):
     missing: tuple[str, ...]
 
 
-def predict(source: Path, files: Sequence[str], out: Path, *, progress: Progress) -> dict[str, Any]:
+def predict(source: Path, files: Sequence[str], out: Path, *, trust: bool = False, progress: Progress) -> dict[str, Any]:
     """Score `files` with the run or export `source` and write `out`.
 
     Args:
         source: a run (at BEST) or an export directory.
         files: paths or globs; or `NAME=GLOB`, a sample of the card, whose selection and label then apply.
         out: the ROOT file to make, which must not exist.
+        trust: run an export as it is, whoever wrote its code.
         progress: where to say how far it is.
 
     The tree `Scores` has a row per example: identity, `sample`, `object` (for object examples), `label` (where the card finds one), `score_<class>` (softmax),
     `discriminant`, `integer_score` (of a fixed-point network), `pass_<working point>`, and the card's observers.
     """
     check_new_file(out)
-    network = scorer(source)
+    network = scorer(source, trust=trust)
     plan = _plan(network.card, files)
     for name in plan.missing:
         progress(f"observer '{name}' is not in the files and is left out")

@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from hlt_train import plugins
 from hlt_train.artefact import is_export, open_export
 from hlt_train.data.card import Card
 from hlt_train.errors import UsageError, nearest
@@ -72,12 +71,12 @@ class Scorer:
     latency: Callable[[Features], dict[str, Any]]
 
 
-def scorer(path: Path, *, which: str = "BEST") -> Scorer:
-    """Open a run (at BEST) or an export directory."""
+def scorer(path: Path, *, which: str = "BEST", trust: bool = False) -> Scorer:
+    """Open a run (at BEST) or an export directory; trust: see `open_export`."""
     if (path / "config.yaml").is_file():
         return _run(path, which)
     if is_export(path):
-        return _export(path)
+        return _export(path, trust=trust)
     if not path.exists():
         beside = [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         raise UsageError("no such run or export", where=str(path), near=nearest(str(path), beside))
@@ -160,9 +159,8 @@ def _run(path: Path, which: str) -> Scorer:
     )
 
 
-def _export(path: Path) -> Scorer:
-    artefact = open_export(path)
-    exporter = plugins.factory("exporters", artefact.target)()
+def _export(path: Path, *, trust: bool) -> Scorer:
+    artefact = open_export(path, trust=trust)
     scores = of_graph(artefact.graph, artefact.card)
     read = {node.group for node in artefact.graph.inputs}
 
@@ -170,7 +168,7 @@ def _export(path: Path) -> Scorer:
         return Features({k: v for k, v in x.groups.items() if k in read}, {k: v for k, v in x.counts.items() if k in read})
 
     def latency(x: Features) -> dict[str, Any]:
-        return {**exporter.latency(artefact.path, chosen(x)), "what": f"the {artefact.target} artefact"}
+        return {**artefact.latency(chosen(x)), "what": f"the {artefact.target} artefact"}
 
     return Scorer(
         name=str(path),

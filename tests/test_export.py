@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -10,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hlt_train import files, plugins
 from hlt_train.artefact import is_export, open_export
+from hlt_train.bench import bench
 from hlt_train.cli import main
 from hlt_train.data import normalise
 from hlt_train.errors import RunFailed, UsageError
@@ -18,7 +21,7 @@ from hlt_train.export import export, lower
 from hlt_train.files import read_document, write_document
 from hlt_train.fit import fit
 from hlt_train.golden import read_golden
-from hlt_train.graph import evaluate
+from hlt_train.graph import Affine, Graph, evaluate
 from hlt_train.precision.config import Precision
 from hlt_train.progress import Progress
 from hlt_train.restore import load_run
@@ -129,6 +132,67 @@ def test_a_changed_export_does_not_open(exported: tuple[Path, dict[str, Any]], t
     (copy / "onnx" / "working_points.json").write_text(json.dumps(document))
     with pytest.raises(RunFailed, match=r"working_points\.json is not the file that was certified"):
         open_export(copy / "onnx")
+
+
+def certify_again(directory: Path) -> None:
+    """As whoever changes a file and knows about certificates would."""
+    path = directory / "certificate.json"
+    content = json.loads(path.read_text())
+    content["sha256"] = {name: files.sha256(directory / name) for name in content["sha256"]}
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("file", ["model.onnx", "selftest.py"])
+def test_code_that_its_graph_does_not_give_is_not_run(exported: tuple[Path, dict[str, Any]], tmp_path: Path, file: str) -> None:
+    """Every hash agrees; the file is another's."""
+    copy = Path(shutil.copytree(exported[0] / "onnx", tmp_path / "onnx"))
+    assert open_export(copy).exact
+    content = (copy / file).read_bytes()
+    (copy / file).write_bytes(content + (b"\n# and something else\n" if file == "selftest.py" else content[-8:]))
+    certify_again(copy)
+    with pytest.raises(UsageError, match=f"{file} is not what this program writes") as error:
+        open_export(copy)
+    assert error.value.exit_code == 2
+    assert "--trust" in error.value.then
+
+
+def test_a_trusted_export_runs_as_it_is(exported: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Its weights are others than its graph's: whoever says --trust gets what the file computes."""
+    copy = Path(shutil.copytree(exported[0] / "onnx", tmp_path / "onnx"))
+    graph = open_export(copy).graph
+    changed = Graph(tuple(dataclasses.replace(node, b=node.b + 1) if isinstance(node, Affine) else node for node in graph.nodes))
+    (tmp_path / "changed").mkdir()
+    plugins.factory("exporters", "onnx")().write(changed, tmp_path / "changed")
+    shutil.copy(tmp_path / "changed" / "model.onnx", copy / "model.onnx")
+    certify_again(copy)
+    with pytest.raises(UsageError, match=r"model\.onnx"):
+        open_export(copy)
+    x = read_golden(copy).x
+    assert np.array_equal(open_export(copy, trust=True).outputs(x), evaluate(changed, x))
+
+
+def test_a_certificate_sets_nothing_on_this_machine(exported: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(exported[0] / "onnx", tmp_path / "cpp"))
+    content = json.loads((copy / "certificate.json").read_text())
+    (copy / "certificate.json").write_text(json.dumps({**content, "target": "cpp", "options": {"compiler": "false"}}))
+    with pytest.raises(UsageError, match="wants to set 'compiler'"):
+        open_export(copy, trust=True)
+
+
+def test_options_travel_with_the_certificate(student: Path, tmp_path: Path) -> None:
+    result = export(student, ["onnx"], tmp_path / "out", n_vectors=2000, options={"onnx": {"opset": 13}}, progress=QUIET)
+    assert result["targets"]["onnx"]["options"] == {"opset": 13}
+    assert open_export(tmp_path / "out").certificate["opset"] == 13
+
+
+def test_bench_compares_with_the_certificate(exported: tuple[Path, dict[str, Any]]) -> None:
+    found = bench(exported[0] / "onnx", progress=QUIET)
+    certified = json.loads((exported[0] / "onnx" / "certificate.json").read_text())
+    assert found["certified"] == certified["latency"]
+    assert found["machine"]["certified"] == found["machine"]["now"] == certified["machine"]
+    assert set(found["ratio"]) == {"median_ns", "p99_ns", "cold_p50_ns"}
+    for name, ratio in found["ratio"].items():
+        assert ratio == found["now"][name] / found["certified"][name] > 0
 
 
 def test_a_directory_of_two_targets_asks_which(exported: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

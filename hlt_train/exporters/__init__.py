@@ -23,6 +23,7 @@ class Exporter(NamedTuple):
         latency: (directory, features) -> batch-1 latency of the artefact: `median_ns`, `p99_ns`, `cold_p50_ns`, and what they were measured with.
         artefacts: the file names that `write` and `complete` make, for hashing.
         complete: called once `working_points.json`, `golden.bin` and the rest lie in the directory; writes what depends on them.
+        local: options that say how this machine runs the artefact, such as its compiler, not what is written: no certificate carries them to another machine.
     """
 
     write: Callable[[Graph, Path], dict[str, Any]]
@@ -30,3 +31,4 @@ class Exporter(NamedTuple):
     latency: Callable[[Path, Features], dict[str, Any]]
     artefacts: tuple[str, ...]
     complete: Callable[[Path], None] = lambda directory: None
+    local: tuple[str, ...] = ()

@@ -65,4 +65,4 @@ def cpp(*, compiler: str = "") -> Exporter:
             "paths": list(library.paths),
         }
 
-    return Exporter(write, load, latency, _ARTEFACTS, complete)
+    return Exporter(write, load, latency, _ARTEFACTS, complete, local=("compiler",))
