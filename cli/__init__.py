@@ -70,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit with the documented code; errors are text on stderr, without a traceback unless `--debug`."""
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
+    failure: BaseException | None = None
     try:
         result: Any = group.main(args=arguments, prog_name="hlt-train", standalone_mode=False)
         code = result if isinstance(result, int) else 0
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         if "HLT_TRAIN_RANKS" not in os.environ or error.exit_code == 130:  # of several processes the one that started them speaks
             click.echo(f"Error: {error}", err=True)
-        code = error.exit_code
+        code, failure = error.exit_code, error
     except click.exceptions.Exit as error:
         code = error.exit_code
     except click.ClickException as error:
@@ -98,5 +99,5 @@ def main(arguments: list[str] | None = None) -> None:
             f"Error: this is a bug in hlt-train {__version__}: {type(error).__name__}: {error}\n  next:    run again with --debug and report the traceback",
             err=True,
         )
-        code = 1
-    sys.exit(code)
+        code, failure = 1, error
+    raise SystemExit(code) from failure  # whoever started this process as one of several finds there what to say

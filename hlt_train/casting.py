@@ -14,8 +14,9 @@ from hlt_train.transports.mpi import Role, actor_file, stored_actor
 from hlt_train.transports.options import MpiOptions
 from hlt_train.transports.program import Program
 
-__all__ = ["cast", "check_exchange", "make_role", "processes", "shards_of", "to_do", "under_way"]
+__all__ = ["AHEAD", "cast", "check_exchange", "make_role", "processes", "shards_of", "to_do", "under_way"]
 
+AHEAD = 2  # epochs, of its own batches, that a worker may begin while the clerk still validates an earlier one
 CONTINUE = "hlt-train fit --resume RUN continues from the last checkpoint"
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from hlt_train import checkpoints
 from hlt_train.books import Books, Work
-from hlt_train.casting import to_do
+from hlt_train.casting import AHEAD, to_do
 from hlt_train.errors import HltTrainError, RunFailed
 from hlt_train.final_states import clean, cut_logs_of_the_missing, joined, last_states, served_since, stillness, stored_vector
 from hlt_train.fleet import digest
@@ -64,6 +64,8 @@ class Clerk:
         self.record = Record(work.plan, work.steps_per_epoch, run, progress, self._weights, self._state)
         self.books = Books(work, self.record)
         self.books.barrier &= len(role.workers) == self.n
+        self._strict = work.plan.patience is not None and self.rule.quorum == 0 and len(role.workers) == self.n  # nobody goes on before the verdict on an epoch
+        self._limits: dict[int, int] = {}  # batches up to which each worker may go, where it is not the one of its role
         self.dead: dict[int, Deal] = {}  # workers that died in this session -> what is kept for their replacements
         self.finished: set[int] = set()
         self.lost: tuple[int | None, int | None] = (None, None)
@@ -229,6 +231,7 @@ class Clerk:
             if vector is not None:
                 self._asked = None
                 self._end_epoch(vector)
+        self._lengthen()
         books.show()
 
     def _end_epoch(self, vector: np.ndarray) -> None:
@@ -238,8 +241,22 @@ class Clerk:
         if tally.stopped_early and not self._stop_sent:
             self._stop_sent = True
             self._tell_all(Tag.STOP)
-        if self.role.limit >= 0:
+        if self._strict and not self.dead:
             self._tell_all(Tag.LIMIT, (self.books.ended_epoch + 1) * self.work.steps_per_epoch)
+
+    def _lengthen(self) -> None:
+        """Let the workers go on, each from where it is; but where this clerk is behind with its validation they come to their limits.
+
+        Otherwise it would look at parameters of much later than the epoch that it puts them down to, and stop a run too late.
+        """
+        if self._strict or self.dead or self.books.at_end_of_epoch():
+            return
+        spe = self.work.steps_per_epoch
+        for k in self.alive:
+            limit = self.books.t[k] + AHEAD * spe
+            if limit >= self._limits.get(k, self.role.limit) + spe:
+                self._limits[k] = limit
+                self.mail.send(self.role.workers[k], Tag.LIMIT, limit)
 
     # Pauses and checkpoints.
 
@@ -348,8 +365,7 @@ class Clerk:
         if self._pausing is not None:
             self._call_off()
         self._tell_all(Tag.DEATH, k)
-        if self.role.limit >= 0:
-            self._tell_all(Tag.LIMIT, -1)
+        self._tell_all(Tag.LIMIT, -1)
         if self.rule.peers:
             self._take_over(k)
         else:

@@ -16,7 +16,7 @@ import numpy as np
 
 from hlt_train import checkpoints
 from hlt_train.books import Work
-from hlt_train.casting import cast, make_role
+from hlt_train.casting import AHEAD, cast, make_role
 from hlt_train.clerk import Clerk
 from hlt_train.errors import HltTrainError, RunFailed
 from hlt_train.files import read_document, write_document
@@ -179,7 +179,7 @@ class Ranks:
             self.options,
             self.path,
             steps=self.work.steps,
-            limit=(ended + 1) * self.work.steps_per_epoch if holds else -1,
+            limit=(ended + (1 if holds else AHEAD)) * self.work.steps_per_epoch,
             respawns=self.respawns,
             extended=self._extended and old is None,
         )

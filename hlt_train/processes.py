@@ -94,6 +94,8 @@ def _relayed(ended: Ended) -> HltTrainError:
         said.setdefault(text, []).append(rank)
     said = {text: ranks for text, ranks in said.items() if not text.startswith("exit code")}
     said = {text: ranks for text, ranks in said.items() if not any(text != other and text.splitlines()[0] in other for other in said)}
+    if not said and not ended.killed and ended.first is None:
+        return RunFailed(f"{len(ended.errors)} processes ended with exit code {ended.code} and said nothing", then="what they printed is above")
     if not said:
         first = ended.killed[:1] if ended.first is None else (ended.first,)
         what = f"a process was killed: rank {', '.join(map(str, first))}; without fault tolerance that ends the others"

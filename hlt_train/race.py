@@ -313,6 +313,7 @@ class RaceClerk(Clerk):
         books.settle_to(books.reached(self.alive))
         if books.at_end_of_epoch() and self.record.tally.step < self.work.steps:
             self._end_epoch(self.memory.read())
+        self._lengthen()
         books.show()
 
     def _stored_vector(self, _folder: Path) -> np.ndarray:

@@ -131,16 +131,16 @@ def test_a_replacement_joins(tmp_path: Path) -> None:
 def test_a_stopped_worker_is_late_or_stale(tmp_path: Path) -> None:
     """A barrier with backups goes on without it; elsewhere what it computed before is served when it goes on."""
     late, stale = tmp_path / "late", tmp_path / "stale"
-    slow = {**SLOW, "pause": 0.06}  # long enough for a stop in its middle, also where the signal comes late
     jobs = [
-        {"rule": "sync", "options": {"backups": 1}, "workers": 3, "run": str(late), "replay": True, **slow},
-        {"rule": "downpour", "workers": 3, "run": str(stale), "replay": True, **slow},
+        {"rule": "sync", "options": {"backups": 1}, "workers": 3, "run": str(late), "replay": True, **SLOW},
+        {"rule": "downpour", "workers": 3, "run": str(stale), "replay": True, **SLOW},
     ]
-    stop = (1.0, signal.SIGCONT)
-    outcome = run_jobs(tmp_path, jobs, 5, [Strike(4, signal.SIGSTOP, after(late, 15), stop), Strike(4, signal.SIGSTOP, after(stale, 20), stop)])
+    # It goes on when the two others have sent so many messages, however long that takes them.
+    strikes = [Strike(4, what, after(run, count)) for run in (late, stale) for what, count in ((signal.SIGSTOP, 20), (signal.SIGCONT, 52))]
+    outcome = run_jobs(tmp_path, jobs, 5, strikes)
     assert outcome.code == 0, outcome
     for run in (late, stale):
-        complete(run, slow, 3)
+        complete(run, SLOW, 3)
     assert document(late, "transport.json")["late"][2] > 10
     histogram = document(stale, "transport.json")["staleness"]["histogram"]
     assert max(k for k, count in enumerate(histogram) if count) > 10
