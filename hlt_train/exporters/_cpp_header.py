@@ -11,6 +11,7 @@ from hlt_train.exporters._cpp_plain import Plain
 from hlt_train.exporters._cpp_plan import Plan
 from hlt_train.exporters._cpp_sse2 import Sse2
 from hlt_train.exporters._cpp_text import array, comment, int_literal, lines, string_literal
+from hlt_train.exporters._cpp_wide import KERNELS, Avx2, Avx512, Vnni, Wide
 
 __all__ = ["header", "template"]
 
@@ -26,7 +27,7 @@ def header(plan: Plan, namespace: str) -> str:
     Its contents sit in an inline namespace called after their hash, and the include guard is too: two networks, or two versions of one, may be linked into
     the same program from different translation units.
     """
-    paths = [Plain(plan), *([Sse2(plan)] if plan.exact else [])]
+    paths = [Plain(plan), *((path(plan) for path in (Sse2, Avx2, Avx512, Vnni)) if plan.exact else ())]
     body = "\n".join([_description(plan), _runtime(plan), *(_path(plan, path) for path in paths), _entries(plan, paths)])
     digest = hashlib.sha256(body.encode()).hexdigest()[:16]
     guard = f"HLT_TRAIN_NET_{digest.upper()}"
@@ -34,19 +35,26 @@ def header(plan: Plan, namespace: str) -> str:
 //
 {_usage(plan, namespace)}
 //
-// Thread-safe: no global state, no allocation. {_promise(plan)}
+// Thread-safe, no allocation; the one thing it remembers is which path this processor takes. {_promise(plan)}
+// Functions have internal linkage: each translation unit runs the code that it was itself compiled to, whatever the flags of the others.
 #ifndef {guard}
 #define {guard}
 
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <limits>
 #include <type_traits>
 #include <utility>
 #if defined(__x86_64__) || defined(_M_X64)
 #include <emmintrin.h>
+#if defined(__GNUC__)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
 #endif
 
 namespace {namespace} {{
@@ -101,10 +109,20 @@ def _description(plan: Plan) -> str:
 def _runtime(plan: Plan) -> str:
     text = template("net_runtime.hpp") + "\n"
     if plan.exact:
-        text += _guarded(Sse2.guard, template("net_sse2.hpp"))
+        text += _guarded(Sse2.guard, template("net_sse2.hpp")) + "\n"
+        text += _guarded(Wide.guard, "\n".join(_kernels(name) for name in KERNELS)) + "\n"
     else:
-        text += template("net_float.hpp")
+        text += template("net_float.hpp") + "\n"
+    text += template("net_dispatch.hpp")
     return f"namespace detail {{\n\n{text}\n}}  // namespace detail\n"
+
+
+def _kernels(name: str) -> str:
+    """One namespace of kernels: its templates, every function with the target attribute of the namespace."""
+    kernels = KERNELS[name]
+    inline = f'[[gnu::always_inline, gnu::target("{kernels.target}")]] static inline'
+    body = "\n".join(template(file) for file in kernels.files)
+    return f"namespace {name} {{\n\n{body.replace('INLINE', inline)}\n}}  // namespace {name}\n"
 
 
 def _guarded(condition: str, text: str) -> str:
@@ -114,11 +132,10 @@ def _guarded(condition: str, text: str) -> str:
 def _path(plan: Plan, path: Plain) -> str:
     """One path: its constants, `evaluate`, and the same by position."""
     statements = list(path.before)
-    for group, loop in path.loops.items():
+    for group in path.loops:
         node = next(i for i in plan.inputs if i.group == group)
         count = plan.counts[group]
-        statements.append(f"{count} = limit({count}, {node.length});")
-        statements += [f"for (int j = 0; j < {count}; ++j) {{", *("  " + line for line in loop), "}"]
+        statements += [f"{count} = limit({count}, {node.length});", *path.loop(group)]
     statements += path.after
     body = lines("\n".join(statements), 2)
     constants = "\n".join(path.constants)
@@ -132,11 +149,12 @@ using namespace detail;
 
 {constants}
 
-inline void evaluate({", ".join(_arguments(plan))}, Logit* logits) noexcept {{
+{path.functions()}
+{path.target}static inline void evaluate({", ".join(_arguments(plan))}, Logit* logits) noexcept {{
 {body}
 }}
 
-inline void evaluate_groups(const float* const* x, const std::int32_t* count, Logit* logits) noexcept {{
+static inline void evaluate_groups(const float* const* x, const std::int32_t* count, Logit* logits) noexcept {{
 {unused}  evaluate({", ".join(by_position)}, logits);
 }}
 
@@ -146,48 +164,31 @@ inline void evaluate_groups(const float* const* x, const std::int32_t* count, Lo
 
 
 def _entries(plan: Plan, paths: list[Plain]) -> str:
-    """What is called: the last path that exists. A path for more than the architecture's baseline will be chosen here at run time."""
+    """What is called, and which path it takes: the last one that this processor has, unless one is asked for."""
     names = _arguments(plan, types=False)
-    table = "".join(_guarded(path.guard, f'    {{"{path.name}", {path.name}::evaluate_groups}},\n') for path in paths)
-    best = paths[-1]
-    choice = f"  {best.name}::evaluate({', '.join(names)}, logits);\n"
-    if best.guard:
-        choice = f"#if {best.guard}\n{choice}#else\n  plain::evaluate({', '.join(names)}, logits);\n#endif\n"
-    return f"""// The logits of one event.
-inline void evaluate({", ".join(_arguments(plan))}, Logit* logits) noexcept {{
-{choice}}}
-
-inline void evaluate(const Input& input, Logit* logits) noexcept {{
-  evaluate({", ".join("input." + name for name in names)}, logits);
-}}
-
-// The paths that this architecture has, all of the same results; `evaluate` takes the last. By position in `groups`: count[g] is read for groups of
-// constituents only.
-struct Path {{
-  const char* name;
-  void (*evaluate)(const float* const* x, const std::int32_t* count, Logit* logits) noexcept;
-}};
-inline constexpr Path paths[] = {{
-{table}}};
-inline constexpr int n_paths = static_cast<int>(sizeof paths / sizeof paths[0]);
-
-inline void evaluate_groups(const float* const* x, const std::int32_t* count, Logit* logits) noexcept {{
-  paths[n_paths - 1].evaluate(x, count, logits);
-}}
-
-{_score(plan.score)}"""
+    rows = (f'    {{"{path.name}", {path.name}::evaluate, {path.name}::evaluate_groups, detail::{path.available}}},\n' for path in paths)
+    table = "".join(_guarded(path.guard, row) for path, row in zip(paths, rows, strict=True))
+    text = template("net_entries.hpp")
+    for word, value in (
+        ("TYPED_PARAMETERS", ", ".join(_arguments(plan))),
+        ("INPUT_ARGUMENTS", ", ".join("input." + name for name in names)),
+        ("ARGUMENTS", ", ".join(names)),
+        ("    PATHS\n", table),
+    ):
+        text = text.replace(word, value)
+    return f"{text}\n{_score(plan.score)}"
 
 
 def _score(weights: np.ndarray | None) -> str:
     if weights is None:
-        return "inline constexpr bool has_score = false;\ninline std::int64_t score(const Logit*) noexcept { return 0; }\n"
+        return "inline constexpr bool has_score = false;\nstatic inline std::int64_t score(const Logit*) noexcept { return 0; }\n"
     terms = [f"std::int64_t{{logits[{o}]}}" + ("" if w == 1 else f" * {int_literal(w)}") for o, w in enumerate(weights.tolist()) if w]
     total = " + ".join(terms) or "0"
     unnamed = "logits" if terms else ""
     return f"""inline constexpr bool has_score = true;
 
 // The discriminant, an integer: an event passes a working point when its score is at least the threshold.
-inline std::int64_t score(const Logit* {unnamed}) noexcept {{
+static inline std::int64_t score(const Logit* {unnamed}) noexcept {{
   return {total};
 }}
 """

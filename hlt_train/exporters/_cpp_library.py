@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from hlt_train.errors import UsageError
+from hlt_train.errors import UsageError, nearest
 from hlt_train.exporters._compiler import compile_cpp
 from hlt_train.types import Features
 
@@ -37,7 +38,8 @@ class Library:
         groups: (name, variables, length) in the order of the C interface; length None for scalars.
         outputs: names of the outputs.
         dtype: of an output as the library writes it.
-        paths: names of the code paths that this architecture has; the last is the default.
+        paths: name of each code path of this architecture -> whether this processor has it.
+        path: the one that is taken unless another is named.
     """
 
     def __init__(self, path: Path, namespace: str = "net") -> None:
@@ -49,25 +51,38 @@ class Library:
         lengths = [int(self._function("group_length")(g)) or None for g in counts]
         self.groups = tuple(zip(names, [int(self._function("group_variables")(g)) for g in counts], lengths, strict=True))
         self.outputs = tuple(self._function("output_name", **text)(o).decode() for o in range(self._function("n_outputs")()))
-        self.paths = tuple(self._function("path_name", **text)(p).decode() for p in range(self._function("n_paths")()))
+        count = range(self._function("n_paths")())
+        self.paths = {self._function("path_name", **text)(p).decode(): bool(self._function("path_available")(p)) for p in count}
+        error = self._function("dispatch_error", **text)()
+        if error is not None:
+            here = ", ".join(name for name, available in self.paths.items() if available)
+            raise UsageError(error.decode(), where=f"NET_ISA={os.environ.get('NET_ISA', '')}", then=f"unset NET_ISA, or name one of: {here}")
+        self.path = list(self.paths)[self._function("path")()]
         self.dtype = np.dtype({0: np.float32, 4: np.int32, 8: np.int64}[int(self._function("logit_bytes")())])
 
     def evaluate(self, x: Features, path: str = "") -> np.ndarray:
         """Outputs `[n, n_outputs]` of raw float32 features: int64, or float32 for a float network; `path` "" is the default one."""
         call, n, keep = self._arguments(x)
         out = np.empty((n, len(self.outputs)), self.dtype)
-        chosen = ctypes.c_int32(self.paths.index(path or self.paths[-1]))
-        self._function("evaluate_path", restype=None)(chosen, *call, ctypes.c_int64(n), out.ctypes.data_as(ctypes.c_void_p))
+        self._run("evaluate_path", path, *call, ctypes.c_int64(n), out.ctypes.data_as(ctypes.c_void_p))
         del keep
         return out if self.dtype == np.float32 else out.astype(np.int64)
 
-    def time(self, x: Features) -> dict[str, float]:
+    def time(self, x: Features, path: str = "") -> dict[str, float]:
         """Nanoseconds per call at batch 1 (see templates/timing.hpp)."""
         call, n, keep = self._arguments(x)
         out = np.empty(len(_TIMES), np.float64)
-        self._function("time", restype=None)(*call, ctypes.c_int64(n), out.ctypes.data_as(ctypes.c_void_p))
+        self._run("time", path, *call, ctypes.c_int64(n), out.ctypes.data_as(ctypes.c_void_p))
         del keep
         return dict(zip(_TIMES, out.tolist(), strict=True))
+
+    def _run(self, name: str, path: str, *arguments: Any) -> None:
+        """Call a function that takes the number of a path first and returns whether it could."""
+        wanted = path or self.path
+        if wanted not in self.paths:
+            raise UsageError(f"the header has no path '{wanted}'", near=nearest(wanted, self.paths), then=f"one of: {', '.join(self.paths)}")
+        if self._function(name)(ctypes.c_int32(list(self.paths).index(wanted)), *arguments) != 0:
+            raise UsageError(f"this processor lacks what the path '{wanted}' needs: it was not run", then=f"take the default path, {self.path}")
 
     def _function(self, name: str, *, restype: Any = ctypes.c_int32) -> Callable[..., Any]:
         function = self._library[f"{self._namespace}_{name}"]

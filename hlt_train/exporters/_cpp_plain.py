@@ -14,7 +14,7 @@ from hlt_train.exporters._cpp_plan import Plan, Value
 from hlt_train.exporters._cpp_text import array, comment, float_literal, int_literal, int_type
 from hlt_train.nodes import Add, Affine, Concat, Flatten, FloatAffine, FloatInput, FloatPool, Input, Node, Output, Pool, Quant
 
-__all__ = ["Plain"]
+__all__ = ["Plain", "each", "narrow"]
 
 _STEP = 8  # int16 lanes of the narrowest vector register: rows of int16 weights and their inputs are padded to it with zeros
 _LARGEST = 2**61  # beyond it a rounding constant or a numerator could leave int64
@@ -26,6 +26,8 @@ class Plain:
     Attributes:
         name: of the path: its namespace.
         guard: preprocessor condition on the architecture (never on -march) under which it exists; "" for everywhere.
+        available: the function of `detail` that says whether this processor has it.
+        target: attribute of its functions, "" for none.
         constants: C++ definitions of weights and tables, in the order of the nodes.
         loops: group -> statements of its loop over constituents.
         before, after: statements before the loops (declarations of pools) and after them.
@@ -33,6 +35,8 @@ class Plain:
 
     name = "plain"
     guard = ""
+    available = "has_baseline"
+    target = ""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
@@ -42,6 +46,14 @@ class Plain:
         self.after: list[str] = []
         for value in plan.values:
             self._emit(value)
+
+    def functions(self) -> str:
+        """C++ before `evaluate`."""
+        return ""
+
+    def loop(self, group: str) -> list[str]:
+        """The statements that take the constituents of `group` through its nodes; its count is limited already."""
+        return [f"for (int j = 0; j < {self.plan.counts[group]}; ++j) {{", *("  " + line for line in self.loops[group]), "}"]
 
     # one method per kind of node -------------------------------------------------------------------------------------------------------------------------
 
@@ -54,7 +66,7 @@ class Plain:
         if isinstance(node, Flatten):
             self._flatten(value, node)
             return
-        target.append(f"// {_describe(value)}")
+        target.append(f"// {self.describe(value)}")
         if isinstance(node, Input):
             target.extend([self._declare(value), *self._input(value, node)])
         elif isinstance(node, FloatInput):
@@ -68,7 +80,7 @@ class Plain:
         elif isinstance(node, Add):
             target.extend([self._declare(value), *self._add(value)])
         elif isinstance(node, Output):
-            target.append(_each(value.n, f"logits[i] = static_cast<Logit>({self._sources(value)[0].word}[i]);"))
+            target.append(each(value.n, f"logits[i] = static_cast<Logit>({self._sources(value)[0].word}[i]);"))
         else:
             target.extend([self._declare(value), *self._requant(value)])
 
@@ -77,18 +89,18 @@ class Plain:
         scale = self._floats(f"{value.word}_scale_", self.plan.scale(node))
         lo, hi = (self._floats(f"{value.word}_{side}_", limit.astype(np.float32)) for side, limit in (("lo", node.lo), ("hi", node.hi)))
         nan = self._ints(f"{value.word}_nan_", node.nan, "std::int32_t")
-        return [_each(value.n, f"{value.word}[i] = static_cast<{value.type}>(quantise({self._x(node)} + i, {centre}, {scale}, {lo}, {hi}, {nan}));")]
+        return [each(value.n, f"{value.word}[i] = static_cast<{value.type}>(quantise({self._x(node)} + i, {centre}, {scale}, {lo}, {hi}, {nan}));")]
 
     def _float_input(self, value: Value, node: FloatInput) -> list[str]:
         centre, scale, lo, hi, nan = (self._floats(f"{value.word}_{name}_", getattr(node, name)) for name in ("centre", "scale", "lo", "hi", "nan"))
-        return [_each(value.n, f"{value.word}[i] = standardise({self._x(node)} + i, {centre}, {scale}, {lo}, {hi}, {nan});")]
+        return [each(value.n, f"{value.word}[i] = standardise({self._x(node)} + i, {centre}, {scale}, {lo}, {hi}, {nan});")]
 
     def _affine(self, value: Value, node: Affine) -> list[str]:
         source = self._sources(value)[0]
         lo, hi = int(node.w.min(initial=0)), int(node.w.max(initial=0))
-        narrow = source.type == "std::int16_t" and value.type == "std::int32_t" and lo >= -(2**15) and hi < 2**15
+        short = source.type == "std::int16_t" and value.type == "std::int32_t" and lo >= -(2**15) and hi < 2**15
         # The dot product of two int16 vectors into int32 is one instruction on every SIMD machine, hence no narrower weights beside int16 inputs.
-        kind = int_type(lo, hi, least=16 if narrow else 8)
+        kind = int_type(lo, hi, least=16 if short else 8)
         weights = np.zeros((value.n, self.padded(source)), np.int64)
         weights[:, : source.n] = node.w.T
         self.constants.append(array(kind, f"{value.word}_w_", weights.shape, [int_literal(w) for w in weights.ravel().tolist()]))
@@ -101,7 +113,7 @@ class Plain:
         self.constants.append(array("float", f"{value.word}_b_", (value.n,), [float_literal(b) for b in node.b]))
         lines = [f"affine_float({source.word}, {value.word}_w_, {value.word}_b_, {value.word});"]
         if node.activation != "none":
-            lines.append(_each(value.n, f"{value.word}[i] = {node.activation}({value.word}[i]);"))
+            lines.append(each(value.n, f"{value.word}[i] = {node.activation}({value.word}[i]);"))
         return lines
 
     def _requant(self, value: Value) -> list[str]:
@@ -111,35 +123,33 @@ class Plain:
 
     def _add(self, value: Value) -> list[str]:
         if not value.exact:
-            return [_each(value.n, f"{value.word}[i] = {' + '.join(f'{s.word}[i]' for s in self._sources(value))};")]
+            return [each(value.n, f"{value.word}[i] = {' + '.join(f'{s.word}[i]' for s in self._sources(value))};")]
         kind = int_type(int(value.lo.min()), int(value.hi.max()), least=32)
         terms = []
         for k, source in enumerate(self._sources(value)):
             factor = self._ints(f"{value.word}_align{k}_", np.left_shift(np.int64(1), value.f - source.f), kind)
             terms.append(f"static_cast<{kind}>({source.word}[i])" + ("" if factor == "1" else f" * {factor}"))
-        return [_each(value.n, f"{value.word}[i] = static_cast<{value.type}>({' + '.join(terms)});")]
+        return [each(value.n, f"{value.word}[i] = static_cast<{value.type}>({' + '.join(terms)});")]
 
     def _concat(self, value: Value) -> list[str]:
         lines, at = [], 0
         for source in self._sources(value):
             to = f"{value.word}[i + {at}]" if at else f"{value.word}[i]"
             item = f"{source.word}[i]" if source.type == value.type else f"static_cast<{value.type}>({source.word}[i])"
-            lines.append(_each(source.n, f"{to} = {item};"))
+            lines.append(each(source.n, f"{to} = {item};"))
             at += source.n
         return lines
 
     def _flatten(self, value: Value, node: Flatten) -> None:
         source = self._sources(value)[0]
         self.before.append(self._declare(value, zero=True))
-        self.loops[node.group] += [f"// {_describe(value)}", _each(source.n, f"{value.word}[j * {source.n} + i] = {source.word}[i];")]
+        self.loops[node.group] += [f"// {self.describe(value)}", each(source.n, f"{value.word}[j * {source.n} + i] = {source.word}[i];")]
 
     def _pool(self, value: Value, node: Pool | FloatPool) -> None:
         """Sum and mean start from 0, max from the first constituent: no lower bound is assumed."""
         source = self._sources(value)[0]
-        exact = isinstance(node, Pool)
         span = self.plan.pooled(node, source)
-        kind = int_type(*span, least=32) if exact else "float"
-        raw = f"{value.word}_{node.kind}_"
+        kind, raw, _ = self.raw(value, node)
         count = self.plan.counts[node.group]
         self.before.append(f"alignas(64) {kind} {raw}[{value.n}] = {{}};")
         item = f"{source.word}[i]" if source.type == kind else f"static_cast<{kind}>({source.word}[i])"
@@ -147,11 +157,11 @@ class Plain:
             line = f"{raw}[i] = j == 0 || {item} > {raw}[i] ? {item} : {raw}[i];"
         else:
             line = f"{raw}[i] += {item};"
-        self.loops[node.group] += [f"// {_describe(value)}: over the constituents", _each(value.n, line)]
+        self.loops[node.group] += [f"// {self.describe(value)}: over the constituents", each(value.n, line)]
         self.after.append(self._declare(value))
         if isinstance(node, FloatPool):
             end = f"{raw}[i] / static_cast<float>({count} > 0 ? {count} : 1)" if node.kind == "mean" else f"{raw}[i]"
-            self.after.append(_each(value.n, f"{value.word}[i] = {end};"))
+            self.after.append(each(value.n, f"{value.word}[i] = {end};"))
         elif node.kind == "mean":
             assert node.quant is not None
             self.after.append(self._mean(value, node.quant, raw, span, source, count))
@@ -159,7 +169,12 @@ class Plain:
             bound = Value(node=node, word=raw, n=value.n, f=source.f, lo=np.full(value.n, span[0]), hi=np.full(value.n, span[1]), group=None, type=kind)
             self.after.append(self._requantise(value, node.quant, bound))
         else:
-            self.after.append(_each(value.n, f"{value.word}[i] = static_cast<{value.type}>({raw}[i]);"))
+            self.after.append(each(value.n, f"{value.word}[i] = static_cast<{value.type}>({raw}[i]);"))
+
+    def raw(self, value: Value, node: Pool | FloatPool) -> tuple[str, str, int]:
+        """(type, name, elements) of what a pool collects over the constituents."""
+        kind = int_type(*self.plan.pooled(node, self._sources(value)[0]), least=32) if isinstance(node, Pool) else "float"
+        return kind, f"{value.word}_{node.kind}_", value.n
 
     # arithmetic shared by the nodes ----------------------------------------------------------------------------------------------------------------------
 
@@ -173,7 +188,7 @@ class Plain:
         lo = shift_round(np.minimum(source.lo, 0) * times, np.zeros(value.n, np.int64), "floor")
         hi = np.maximum(source.hi, 0) * times
         result = self._overflow(value, quant, f"divide_{quant.round}({numerator}, {denominator})", "std::int64_t", lo - 1, hi + 1)
-        return _each(value.n, f"{value.word}[i] = static_cast<{value.type}>({result});")
+        return each(value.n, f"{value.word}[i] = static_cast<{value.type}>({result});")
 
     def _requantise(self, value: Value, quant: Quant, source: Value) -> str:
         """Shift from the source's exponents to the format's, round, overflow."""
@@ -185,15 +200,14 @@ class Plain:
         if magnitude >= _LARGEST:
             raise self.refusal(value.node, "it needs more than 61 bits")
         lo, hi = self._shifted(quant, source, value)
-        narrow = magnitude + 2 ** max(int(right.max()) - 1, 0) < 2**31 and int(right.max()) <= 30 and _fits32(quant, value.n)
-        kind = "std::int32_t" if narrow else "std::int64_t"
+        kind = "std::int32_t" if narrow(value, quant, source) else "std::int64_t"
         item = f"{source.word}[i]" if source.type == kind else f"static_cast<{kind}>({source.word}[i])"
         scaled = item + _times(self._ints(f"{value.word}_left_", left, kind))
         if right.any():
             by = self._ints(f"{value.word}_shift_", right, "int")
             shifted = f"shift_{quant.round}<{kind}>({scaled}, {by})"
             scaled = shifted if right.all() else f"({by} > 0 ? {shifted} : {scaled})"
-        return _each(value.n, f"{value.word}[i] = static_cast<{value.type}>({self._overflow(value, quant, scaled, kind, lo, hi)});")
+        return each(value.n, f"{value.word}[i] = static_cast<{value.type}>({self._overflow(value, quant, scaled, kind, lo, hi)});")
 
     @staticmethod
     def _shifted(quant: Quant, source: Value, value: Value) -> tuple[np.ndarray, np.ndarray]:
@@ -240,6 +254,13 @@ class Plain:
         pointer = self.plan.pointers[node.group]
         return pointer if node.length is None else f"{pointer} + j * {len(node.variables)}"
 
+    @staticmethod
+    def describe(value: Value) -> str:
+        """The comment above a node: name, kind, size, proved bounds."""
+        kind = type(value.node).__name__
+        bounds = f", [{int(value.lo.min())}, {int(value.hi.max())}]" if value.exact else ""
+        return f"{comment(value.node.name)}: {kind} [{value.n}]{bounds}"
+
     def padded(self, value: Value) -> int:
         """Elements of its array: rows of int16 weights, and so their inputs, are filled up with zeros."""
         return -(-value.n // _STEP) * _STEP if value.type == "std::int16_t" else value.n
@@ -258,18 +279,21 @@ def _times(factor: str) -> str:
     return "" if factor in {"1", "1LL"} else f" * {factor}"
 
 
-def _each(n: int, statement: str) -> str:
+def each(n: int, statement: str) -> str:
     return f"for (int i = 0; i < {n}; ++i) {statement}"
+
+
+def narrow(value: Value, quant: Quant, source: Value) -> bool:
+    """Whether a Requant of `source` into `value` works in int32: the value shifted to the left, its rounding constant, and the limits fit."""
+    shift = source.f - value.f
+    if int(shift.min()) < -30 or int(shift.max()) > 30:
+        return False
+    left, right = np.left_shift(np.int64(1), np.maximum(-shift, 0)), np.maximum(shift, 0)
+    magnitude = max(max(abs(int(lo)), abs(int(hi))) * int(m) for lo, hi, m in zip(source.lo, source.hi, left, strict=True))
+    return magnitude + 2 ** max(int(right.max()) - 1, 0) < 2**31 and _fits32(quant, value.n)
 
 
 def _fits32(quant: Quant, n: int) -> bool:
     """Whether the format's limits, and for wrap the sum with the weight of the sign bit, fit an int32."""
     lo, hi = limits(quant, n)
     return int(lo.min()) >= -(2**30) and int(hi.max()) < 2**30
-
-
-def _describe(value: Value) -> str:
-    """The comment above a node: name, kind, size, proved bounds."""
-    kind = type(value.node).__name__
-    bounds = f", [{int(value.lo.min())}, {int(value.hi.max())}]" if value.exact else ""
-    return f"{comment(value.node.name)}: {kind} [{value.n}]{bounds}"

@@ -11,7 +11,7 @@ from hlt_train.errors import UsageError
 from hlt_train.exporters._cpp_text import identifiers, int_type
 from hlt_train.graph import Graph, score_weights
 from hlt_train.nodes import Affine, FloatInput, FloatPool, Input, Node, Pool
-from hlt_train.proof import prove
+from hlt_train.proof import Proof, prove
 from hlt_train.structure import scaled
 
 __all__ = ["Plan", "Value"]
@@ -19,10 +19,11 @@ __all__ = ["Plan", "Value"]
 _SCALE = 2.0**100  # of scale * 2**f: up to it, flushing subnormals to zero (which -ffast-math turns on for the whole process) moves no rounded input
 _RESERVED = frozenset(  # what the header declares or uses
     """
-    affine affine_float affine_madd clamp count detail divide_floor divide_half_even divide_half_up evaluate evaluate_groups exact exponents gelu Group groups
-    has_score i Input input is_nan j limit link load4 load_bits Logit logits madd_block n_groups n_outputs n_paths nearest normalise opaque opaque4 outputs
-    passes Path paths plain quantise quantise4 quantise_all relu requantise_sat Round score shift4 shift_floor shift_half_even shift_half_up silu sse2
-    standardise std tanh working_points WorkingPoint wrap x
+    affine affine_float affine_madd avx2 avx512 chosen clamp count detail dispatch_error divide_floor divide_half_even divide_half_up evaluate evaluate_batch
+    evaluate_groups exact exponents first gelu Group groups has_avx2 has_avx512 has_baseline has_registers has_score has_vnni i Input input is_nan j least limit
+    link load4 load_bits Logit logits madd256 madd512 madd_block n_groups n_outputs n_paths nearest normalise opaque opaque4 outputs P p passes Path path paths
+    plain quantise quantise4 quantise_all relu requantise_sat Round same score shift4 shift_floor shift_half_even shift_half_up silu sse2 standardise std tanh
+    v vnni vnni256 vnni512 working_points WorkingPoint wrap x
     """.split()  # noqa: SIM905
 )
 
@@ -41,6 +42,7 @@ class Value:
         type: element type of the array.
         length: constituents, None for scalars.
         madd: proved to fit int16 products summed in int32, in every order.
+        proof: all that is proved of it; None for float nodes.
     """
 
     node: Node
@@ -53,6 +55,7 @@ class Value:
     type: str
     length: int | None = None
     madd: bool = False
+    proof: Proof | None = None
 
     @property
     def exact(self) -> bool:
@@ -87,7 +90,7 @@ class Plan:
             if isinstance(node, Input):
                 self._check_scale(node)
             zeros = np.zeros(form.n, np.int64)
-            lo, hi, kind, madd = zeros, zeros, "float", False
+            lo, hi, kind, madd, proof = zeros, zeros, "float", False, None
             if form.exact:
                 proof = proofs[node.name]
                 lo, hi = (np.broadcast_to(np.asarray(bound, np.int64), form.n) for bound in (proof.lo, proof.hi))
@@ -97,7 +100,7 @@ class Plan:
                 else:
                     kind = int_type(int(lo.min()), int(hi.max()), least=16)
             f = zeros if form.f is None else form.f
-            self.values.append(Value(node, words[node.name], form.n, f, lo, hi, form.group, kind, form.length, madd))
+            self.values.append(Value(node, words[node.name], form.n, f, lo, hi, form.group, kind, form.length, madd, proof))
         self._by_name = {value.node.name: value for value in self.values}
 
     def __getitem__(self, name: str) -> Value:

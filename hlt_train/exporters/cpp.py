@@ -17,7 +17,14 @@ from hlt_train.types import Features
 
 __all__ = ["cpp"]
 
-_TEMPLATES = {"net_c.cpp": "net_c.cpp", "timing.hpp": "timing.hpp", "main.cpp": "main.cpp", "selftest.py": "selftest_cpp.py"}
+_TEMPLATES = {
+    "net_c.h": "net_c.h",
+    "net_c.cpp": "net_c.cpp",
+    "CMakeLists.txt": "CMakeLists.txt",
+    "timing.hpp": "timing.hpp",
+    "main.cpp": "main.cpp",
+    "selftest.py": "selftest_cpp.py",
+}
 _ARTEFACTS = ("net.hpp", "working_points.hpp", *_TEMPLATES)
 _NAMESPACE = "net"
 _TIMED = 1000  # distinct events
@@ -61,8 +68,9 @@ def cpp(*, compiler: str = "") -> Exporter:
             "method": "mean of a block of dependent calls; median and 99th percentile over blocks",
             "compiler": version(words),
             "flags": "-std=c++17 -O2",
-            "isa": library.paths[-1],
-            "paths": list(library.paths),
+            "isa": library.path,
+            # The selftest compares every path that the processor has.
+            "paths": {name: "compared" if available else "not run" for name, available in library.paths.items()},
         }
 
     return Exporter(write, load, latency, _ARTEFACTS, complete, local=("compiler",))

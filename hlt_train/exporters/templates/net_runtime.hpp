@@ -1,6 +1,6 @@
 // What the compiler may not look through: no contraction, reassociation or folding of comparisons crosses it, whatever the flags (-ffast-math, -mfma,
 // -ffp-contract=fast). The "+m" form also rounds x87 registers to float.
-inline float opaque(float v) noexcept {
+static inline float opaque(float v) noexcept {
 #if defined(__GNUC__) && defined(__x86_64__)
   __asm__("" : "+x"(v));
 #elif defined(__GNUC__) && defined(__aarch64__)
@@ -15,7 +15,7 @@ inline float opaque(float v) noexcept {
 }
 
 // Round half to even by the hardware conversion (round-to-nearest mode, the default of every process). |v| < 2^31.
-inline std::int32_t nearest(float v) noexcept {
+static inline std::int32_t nearest(float v) noexcept {
 #if defined(__x86_64__) || defined(_M_X64)
   return _mm_cvtss_si32(_mm_set_ss(v));
 #else
@@ -24,23 +24,23 @@ inline std::int32_t nearest(float v) noexcept {
 }
 
 // NaN by bit pattern, on the integer that was loaded: -ffinite-math-only folds every test on a float.
-inline bool is_nan(std::uint32_t bits) noexcept { return (bits & 0x7fffffffu) > 0x7f800000u; }
+static inline bool is_nan(std::uint32_t bits) noexcept { return (bits & 0x7fffffffu) > 0x7f800000u; }
 
-inline std::uint32_t load_bits(const float* x) noexcept {
+static inline std::uint32_t load_bits(const float* x) noexcept {
   std::uint32_t bits;
   std::memcpy(&bits, x, sizeof bits);
   return bits;
 }
 
 // fl32(fl32(x - centre) * scale); x must not be NaN.
-inline float normalise(std::uint32_t bits, float centre, float scale) noexcept {
+static inline float normalise(std::uint32_t bits, float centre, float scale) noexcept {
   float x;
   std::memcpy(&x, &bits, sizeof x);
   return opaque(opaque(opaque(x) - centre) * scale);
 }
 
 // The input step of one variable. lo and hi are integers of at most 24 bits, as float.
-inline std::int32_t quantise(const float* x, float centre, float scale, float lo, float hi, std::int32_t nan) noexcept {
+static inline std::int32_t quantise(const float* x, float centre, float scale, float lo, float hi, std::int32_t nan) noexcept {
   const std::uint32_t bits = load_bits(x);
   const bool missing = is_nan(bits);
   float t = normalise(missing ? 0u : bits, centre, scale);
@@ -51,40 +51,40 @@ inline std::int32_t quantise(const float* x, float centre, float scale, float lo
 }
 
 template <class T>
-constexpr T clamp(T v, T lo, T hi) noexcept {
+static constexpr T clamp(T v, T lo, T hi) noexcept {
   return v < lo ? lo : (v > hi ? hi : v);
 }
 
 // v * 2^-s for s > 0, rounded; the generator has proved that the sum fits T. Right shifts of negative numbers are arithmetic.
 template <class T>
-constexpr T shift_floor(T v, int s) noexcept {
+static constexpr T shift_floor(T v, int s) noexcept {
   return static_cast<T>(v >> s);
 }
 template <class T>
-constexpr T shift_half_up(T v, int s) noexcept {
+static constexpr T shift_half_up(T v, int s) noexcept {
   return static_cast<T>((v + (T{1} << (s - 1))) >> s);
 }
 template <class T>
-constexpr T shift_half_even(T v, int s) noexcept {
+static constexpr T shift_half_even(T v, int s) noexcept {
   return static_cast<T>((v + ((T{1} << (s - 1)) - 1) + ((v >> s) & 1)) >> s);
 }
 
 // v modulo mask + 1: two's complement when `sign` is the weight of the sign bit, unsigned when it is 0.
 template <class T>
-constexpr T wrap(T v, T mask, T sign) noexcept {
+static constexpr T wrap(T v, T mask, T sign) noexcept {
   using U = std::make_unsigned_t<T>;
   return static_cast<T>(static_cast<T>((static_cast<U>(v) + static_cast<U>(sign)) & static_cast<U>(mask)) - sign);
 }
 
 // numerator / denominator as an exact rational, rounded; denominator > 0.
-constexpr std::int64_t divide_floor(std::int64_t numerator, std::int64_t denominator) noexcept {
+static constexpr std::int64_t divide_floor(std::int64_t numerator, std::int64_t denominator) noexcept {
   return numerator / denominator - (numerator % denominator < 0 ? 1 : 0);
 }
-constexpr std::int64_t divide_half_up(std::int64_t numerator, std::int64_t denominator) noexcept {
+static constexpr std::int64_t divide_half_up(std::int64_t numerator, std::int64_t denominator) noexcept {
   const std::int64_t q = divide_floor(numerator, denominator);
   return q + (numerator - q * denominator >= denominator - (numerator - q * denominator) ? 1 : 0);
 }
-constexpr std::int64_t divide_half_even(std::int64_t numerator, std::int64_t denominator) noexcept {
+static constexpr std::int64_t divide_half_even(std::int64_t numerator, std::int64_t denominator) noexcept {
   const std::int64_t q = divide_floor(numerator, denominator);
   const std::int64_t above = numerator - q * denominator;
   const std::int64_t below = denominator - above;
@@ -92,11 +92,11 @@ constexpr std::int64_t divide_half_even(std::int64_t numerator, std::int64_t den
 }
 
 // A count beyond the array is the array's length, a negative one is 0.
-constexpr int limit(int count, int length) noexcept { return count < 0 ? 0 : (count > length ? length : count); }
+static constexpr int limit(int count, int length) noexcept { return count < 0 ? 0 : (count > length ? length : count); }
 
 // y = w x + b, exact in Acc by the proof; then ReLU. Rows of w may be longer than the outputs' inputs by zeros.
 template <bool Relu, class Acc, class X, class W, std::size_t I, std::size_t O>
-inline void affine(const X (&x)[I], const W (&w)[O][I], const Acc (&b)[O], Acc (&y)[O]) noexcept {
+static inline void affine(const X (&x)[I], const W (&w)[O][I], const Acc (&b)[O], Acc (&y)[O]) noexcept {
   for (int o = 0; o < static_cast<int>(O); ++o) {
     Acc acc = b[o];
     for (int i = 0; i < static_cast<int>(I); ++i) acc += static_cast<Acc>(w[o][i]) * static_cast<Acc>(x[i]);

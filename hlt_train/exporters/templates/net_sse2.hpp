@@ -1,7 +1,7 @@
-inline __m128i load4(const void* p) noexcept { return _mm_load_si128(static_cast<const __m128i*>(p)); }
+static inline __m128i load4(const void* p) noexcept { return _mm_load_si128(static_cast<const __m128i*>(p)); }
 
 // As `opaque`, for four.
-inline __m128 opaque4(__m128 v) noexcept {
+static inline __m128 opaque4(__m128 v) noexcept {
 #if defined(__GNUC__)
   __asm__("" : "+x"(v));
   return v;
@@ -15,7 +15,7 @@ inline __m128 opaque4(__m128 v) noexcept {
 }
 
 // The input step of `quantise` for four variables.
-inline __m128i quantise4(__m128i bits, const float* centre, const float* scale, const float* lo, const float* hi, const std::int32_t* nan) noexcept {
+static inline __m128i quantise4(__m128i bits, const float* centre, const float* scale, const float* lo, const float* hi, const std::int32_t* nan) noexcept {
   const __m128i missing = _mm_cmpgt_epi32(_mm_and_si128(bits, _mm_set1_epi32(0x7fffffff)), _mm_set1_epi32(0x7f800000));
   const __m128 x = opaque4(_mm_castsi128_ps(_mm_andnot_si128(missing, bits)));
   __m128 t = opaque4(_mm_mul_ps(opaque4(_mm_sub_ps(x, _mm_load_ps(centre))), _mm_load_ps(scale)));
@@ -25,7 +25,7 @@ inline __m128i quantise4(__m128i bits, const float* centre, const float* scale, 
 
 // The input step of V variables into int16. x is read up to its last variable and no further.
 template <int V, std::size_t N>
-inline void quantise_all(const float* x, const float (&centre)[N], const float (&scale)[N], const float (&lo)[N], const float (&hi)[N],
+static inline void quantise_all(const float* x, const float (&centre)[N], const float (&scale)[N], const float (&lo)[N], const float (&hi)[N],
                          const std::int32_t (&nan)[N], std::int16_t (&y)[N]) noexcept {
   for (int i = 0; i < static_cast<int>(N); i += 8) {
     __m128i half[2];
@@ -43,7 +43,7 @@ inline void quantise_all(const float* x, const float (&centre)[N], const float (
 
 // 4 sizeof...(K) outputs of w x + b in as many registers. Weights lie as they are read: per pair of inputs, per output, the pair's two weights.
 template <bool Relu, std::size_t I, std::size_t... K>
-inline void madd_block(const std::int16_t* x, const std::int16_t* w, const std::int32_t* b, std::int32_t* y, std::index_sequence<K...>) noexcept {
+static inline void madd_block(const std::int16_t* x, const std::int16_t* w, const std::int32_t* b, std::int32_t* y, std::index_sequence<K...>) noexcept {
   __m128i acc[] = {load4(b + 4 * K)...};
   const auto pair = [&](__m128i two) {
     ((acc[K] = _mm_add_epi32(acc[K], _mm_madd_epi16(two, load4(w + 8 * K)))), ...);
@@ -62,7 +62,7 @@ inline void madd_block(const std::int16_t* x, const std::int16_t* w, const std::
 
 // y = w x + b and ReLU by int16 products: only where the proof has every sum in int32, whatever its order.
 template <bool Relu, std::size_t I, std::size_t O>
-inline void affine_madd(const std::int16_t (&x)[I], const std::int16_t (&w)[I * O], const std::int32_t (&b)[O], std::int32_t (&y)[O]) noexcept {
+static inline void affine_madd(const std::int16_t (&x)[I], const std::int16_t (&w)[I * O], const std::int32_t (&b)[O], std::int32_t (&y)[O]) noexcept {
   static_assert(I % 8 == 0 && O % 8 == 0, "padded to whole registers");
   constexpr std::size_t full = O / 32;
   for (std::size_t k = 0; k < full; ++k) madd_block<Relu, I>(x, w + 32 * k * I, b + 32 * k, y + 32 * k, std::make_index_sequence<8>{});
@@ -72,7 +72,7 @@ inline void affine_madd(const std::int16_t (&x)[I], const std::int16_t (&w)[I * 
 enum class Round { floor, half_up, half_even };
 
 template <Round R, int S>
-inline __m128i shift4(__m128i v) noexcept {
+static inline __m128i shift4(__m128i v) noexcept {
   if constexpr (R == Round::half_up) v = _mm_add_epi32(v, _mm_set1_epi32(1 << (S - 1)));
   if constexpr (R == Round::half_even) {
     const __m128i odd = _mm_and_si128(_mm_srli_epi32(v, S), _mm_set1_epi32(1));
@@ -83,7 +83,7 @@ inline __m128i shift4(__m128i v) noexcept {
 
 // Shift, round, saturate to [lo, hi], eight at a time; the pack saturates to int16 first, which changes nothing between limits of int16.
 template <Round R, int S, std::size_t N>
-inline void requantise_sat(const std::int32_t (&x)[N], const std::int16_t (&lo)[N], const std::int16_t (&hi)[N], std::int16_t (&y)[N]) noexcept {
+static inline void requantise_sat(const std::int32_t (&x)[N], const std::int16_t (&lo)[N], const std::int16_t (&hi)[N], std::int16_t (&y)[N]) noexcept {
   for (std::size_t i = 0; i < N; i += 8) {
     __m128i v = _mm_packs_epi32(shift4<R, S>(load4(x + i)), shift4<R, S>(load4(x + i + 4)));
     v = _mm_max_epi16(_mm_min_epi16(v, load4(hi + i)), load4(lo + i));
