@@ -176,11 +176,16 @@ def _one(
         "latency": latency,
         "machine": machine(),
         "versions": versions(),
-        "sha256": {path.name: files.sha256(path) for path in sorted(directory.iterdir()) if path.is_file()},
+        "sha256": {path.relative_to(directory).as_posix(): files.sha256(path) for path in _files(directory)},
     }
     files.write_document(directory / "certificate.json", *CERTIFICATE, content)
     _selftest(name, directory, "on the vectors that ship")
-    return {**content, "bytes": sum(path.stat().st_size for path in directory.iterdir())}
+    return {**content, "bytes": sum(path.stat().st_size for path in _files(directory))}
+
+
+def _files(directory: Path) -> list[Path]:
+    """Every file, those in folders included: a target may need a tree."""
+    return sorted(path for path in directory.rglob("*") if path.is_file())
 
 
 def _statement(material: Material, expected: _Expected) -> dict[str, Any]:
