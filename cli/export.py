@@ -18,6 +18,7 @@ __all__ = ["command"]
 @click.option("--out", metavar="DIR", required=True, type=click.Path(path_type=Path), help="The directory to make; it must not exist. One folder per target.")
 @click.option("--vectors", "n_vectors", metavar="N", type=click.IntRange(min=1), default=100_000, show_default=True, help="Least number of vectors compared.")
 @click.option("--keep", metavar="N", type=click.IntRange(min=0), help="Random and data vectors that ship beside the constructed ones.  [default: about 16 MB]")
+@click.option("--profile", metavar="NAME", help="How the onnx target is loaded: plain, cmssw, triton or athena. Short for --set onnx.profile=NAME.")
 @click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Of the vectors.")
 @files_option
 @set_option
@@ -29,6 +30,7 @@ def command(
     out: Path,
     n_vectors: int,
     keep: int | None,
+    profile: str | None,
     seed: int,
     files: tuple[str, ...],
     assignments: tuple[str, ...],
@@ -51,10 +53,24 @@ def command(
         seed=seed,
         keep=keep,
         sample_files=parse_files(files) or None,
-        options=parse_assignments(assignments),
+        options=_options(names, profile, parse_assignments(assignments)),
         progress=Progress(quiet=quiet),
     )
     emit(result, as_json=as_json, text=_text)
+
+
+def _options(targets: list[str], profile: str | None, options: dict[str, Any]) -> dict[str, Any]:
+    """The options by target, with `--profile` among those of onnx."""
+    from hlt_train.errors import UsageError
+
+    if profile is None:
+        return options
+    if "onnx" not in targets:
+        raise UsageError(f"--profile {profile} is of the target onnx, and --to names {', '.join(targets) or 'none'}", then="add onnx to --to, or leave it out")
+    stated = options.get("onnx", {}).get("profile", profile)
+    if stated != profile:
+        raise UsageError(f"--profile {profile} and --set onnx.profile={stated} do not agree", then="give one of them")
+    return {**options, "onnx": {**options.get("onnx", {}), "profile": profile}}
 
 
 def _text(result: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from hlt_train.errors import UsageError
+
 __all__ = ["Builder"]
 
 
@@ -27,6 +29,7 @@ class Builder:
         self._initialisers: list[Any] = []
         self._prefix = ""
         self._names: set[str] = set()
+        self._ports: set[str] = set()
 
     def begin(self, node: str) -> None:
         """What follows belongs to node `node` of the IR."""
@@ -55,13 +58,22 @@ class Builder:
             self._initialisers.append(numpy_helper.from_array(array, name))
         return self._constants[key]
 
+    def _port(self, name: str) -> str:
+        """`name`, which no other input or output has."""
+        if name in self._ports:
+            raise UsageError(f"an input or output of the model is called '{name}' already", then="rename the group or the class in the card")
+        self._ports.add(name)
+        return name
+
     def input(self, name: str, *shape: int | str) -> str:
         """A float32 input."""
+        self._port(name)
         self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
         return name
 
     def output(self, name: str, tensor: str, *shape: int | str) -> None:
-        """Name `tensor` as a float32 output."""
+        """Name `tensor` as a float32 output; no shape makes it a scalar of rank 0."""
+        self._port(name)
         self._nodes.append(helper.make_node("Identity", [tensor], [name], name=name))
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, list(shape)))
 
@@ -71,11 +83,23 @@ class Builder:
             return self.op(kind, tensor, self.constant(np.array([1]), "axes", np.int64), keepdims=0)
         return self.op(kind, tensor, axes=[1], keepdims=0)
 
-    def model(self, name: str, metadata: dict[str, str]) -> Any:
-        """The checked model."""
+    def size(self, tensor: str, axis: int) -> str:
+        """The length of one axis, int64 `[1]`."""
+        ends = (self.constant(np.array([k]), "axes", np.int64) for k in (axis, axis + 1))
+        return self.op("Slice", self.op("Shape", tensor), *ends)
+
+    def first(self, tensor: str, most: int | str, axis: int) -> str:
+        """The first `most` (a number, or an int64 tensor `[1]`) entries along an axis; all of them where there are fewer."""
+        zero, along = (self.constant(np.array([k]), "axes", np.int64) for k in (0, axis))
+        end = most if isinstance(most, str) else self.constant(np.array([most]), "axes", np.int64)
+        return self.op("Slice", tensor, zero, end, along)
+
+    def model(self, name: str, metadata: dict[str, str], doc: str = "") -> Any:
+        """The checked model; `doc` is its doc_string."""
         graph = helper.make_graph(self._nodes, name, self.inputs, self.outputs, self._initialisers)
         opsets = [helper.make_opsetid("", self.opset)]
         model = helper.make_model(graph, opset_imports=opsets, producer_name="hlt-train", ir_version=helper.find_min_ir_version_for(opsets))
+        model.doc_string = doc
         helper.set_model_props(model, metadata)
         onnx.checker.check_model(model, full_check=True)
         return model

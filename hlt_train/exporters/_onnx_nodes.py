@@ -7,6 +7,7 @@ import numpy as np
 from hlt_train.arithmetic import limits, shift_round
 from hlt_train.errors import UsageError
 from hlt_train.exporters._onnx_builder import Builder
+from hlt_train.exporters._onnx_profiles import Profile
 from hlt_train.graph import (
     Add,
     Affine,
@@ -27,15 +28,15 @@ from hlt_train.graph import (
 from hlt_train.proof import Proof, prove
 from hlt_train.structure import scaled
 
-__all__ = ["build"]
+__all__ = ["Emitter", "build", "powers"]
 
 
-def build(graph: Graph, builder: Builder) -> dict[str, Proof]:
-    """Emit the whole graph: inputs by group name (`<group>_count` beside a collection), outputs `logits` and, where it has one, `score`."""
+def build(graph: Graph, builder: Builder, profile: Profile, emitter_class: type[Emitter] | None = None) -> dict[str, Proof]:
+    """Emit the whole graph between the inputs and outputs of the profile; `emitter_class` chooses the arithmetic (default: `Emitter`)."""
     proofs = prove(graph)
     for node in graph.nodes:
         _check_f24(node, proofs)
-    emitter = _Emitter(graph, builder, proofs)
+    emitter = (emitter_class or Emitter)(graph, builder, proofs, profile)
     for node in graph.nodes:
         builder.begin(node.name)
         emitter.values[node.name] = emitter.emit(node)
@@ -53,18 +54,26 @@ def _check_f24(node: Node, proofs: dict[str, Proof]) -> None:
         )
 
 
-def _powers(exponent: np.ndarray) -> np.ndarray:
+def powers(exponent: np.ndarray) -> np.ndarray:
+    """2**exponent as float32."""
     return np.ldexp(np.ones(exponent.shape), exponent.astype(np.int32)).astype(np.float32)
 
 
-class _Emitter:
-    """Emits one node after the other; `values` maps the nodes so far to their tensors."""
+class Emitter:
+    """Emits one node after the other; `values` maps the nodes so far to their tensors, which hold integers in float32.
 
-    def __init__(self, graph: Graph, builder: Builder, proofs: dict[str, Proof]) -> None:
-        self.graph, self.to, self.proofs = graph, builder, proofs
+    Args:
+        graph: what is emitted.
+        builder: where to.
+        proofs: of the graph.
+        profile: declares the inputs and outputs.
+    """
+
+    def __init__(self, graph: Graph, builder: Builder, proofs: dict[str, Proof], profile: Profile) -> None:
+        self.graph, self.to, self.proofs, self.profile = graph, builder, proofs, profile
         self.values: dict[str, str] = {}
         self.counts: dict[str, str] = {}  # group -> float32 [batch, 1]
-        self.masks: dict[str, str] = {}  # group -> bool [batch, length, 1]
+        self.masks: dict[str, str | None] = {}  # group -> bool [batch, constituents, 1]; None where all of them exist
 
     def emit(self, node: Node) -> str:
         """The tensor of `node`."""
@@ -80,28 +89,24 @@ class _Emitter:
         if isinstance(node, Concat):
             return self.to.op("Concat", *sources, axis=-1)
         if isinstance(node, Flatten):
-            kept = self.to.op("Where", self.masks[node.group], sources[0], self.to.constant(0.0))
-            return self.to.op("Reshape", kept, self.to.constant(np.array([0, self.graph.structure[node.name].n]), "shape", np.int64))
+            return self._flatten(node, sources[0])
         if isinstance(node, Pool | FloatPool):
             return self._pool(node, sources[0])
         assert isinstance(node, Output)
         return self._output(node, sources[0])
 
     def _input(self, node: Input | FloatInput) -> str:
-        to, n = self.to, len(node.variables)
-        x = to.input(node.group, *(("batch", n) if node.length is None else ("batch", node.length, n)))
-        if node.length is not None:
-            count = self.counts[node.group] = to.input(f"{node.group}_count", "batch", 1)
-            index = to.constant(np.arange(node.length).reshape(1, -1, 1))
-            self.masks[node.group] = to.op("Less", index, to.op("Unsqueeze", count, to.constant(np.array([2]), "axes", np.int64)))
+        to, found = self.to, self.profile.read(self.to, node)
+        if found.number is not None:
+            self.counts[node.group], self.masks[node.group] = found.number, found.mask
         f = self.graph.structure[node.name].f
         factor = node.scale if f is None else scaled(node.scale, f)
-        t = to.op("Mul", to.op("Sub", x, to.constant(node.centre, "centre")), to.constant(factor, "scale"))
+        t = to.op("Mul", to.op("Sub", found.x, to.constant(node.centre, "centre")), to.constant(factor, "scale"))
         t = to.op("Min", to.op("Max", t, to.constant(node.lo, "lo")), to.constant(node.hi, "hi"))
         if isinstance(node, Input):
             t = to.op("Round", t)
         # A NaN may leave Max, Min and Round as anything: it is replaced last, by its own bits.
-        return to.op("Where", to.op("IsNaN", x), to.constant(node.nan, "nan"), t)
+        return to.op("Where", found.missing, to.constant(node.nan, "nan"), t)
 
     def _affine(self, node: Affine | FloatAffine, x: str) -> str:
         to = self.to
@@ -125,12 +130,18 @@ class _Emitter:
         f, target = self.graph.structure[node.sources[0]].f, self.graph.structure[node.name].f
         assert f is not None
         assert target is not None
-        shift, before = f - target, self.proofs[node.sources[0]]
-        if shift.any():
-            n = self.to.op("Mul", n, self.to.constant(_powers(-shift), "shift"))
-        if (shift > 0).any():
+        if (f != target).any():
+            n = self.to.op("Mul", n, self.to.constant(powers(target - f), "shift"))
+        return self._rounded(node, n)
+
+    def _rounded(self, node: Requant, n: str) -> str:
+        """Numbers in units of the new grid -> its integers: rounding, then overflow."""
+        f, target, before = self.graph.structure[node.sources[0]].f, self.graph.structure[node.name].f, self.proofs[node.sources[0]]
+        assert f is not None
+        assert target is not None
+        if (f > target).any():
             n = self._round(n, node.quant)
-        lo, hi = (shift_round(end, shift, node.quant.round) for end in (before.lo, before.hi))
+        lo, hi = (shift_round(end, f - target, node.quant.round) for end in (before.lo, before.hi))
         return self._overflow(n, lo, hi, node.quant)
 
     def _round(self, n: str, quant: Quant) -> str:
@@ -162,18 +173,38 @@ class _Emitter:
         for name, value in zip(node.sources, sources, strict=True):
             f = self.graph.structure[name].f
             if top is not None and f is not None and (top != f).any():
-                value = self.to.op("Mul", value, self.to.constant(_powers(top - f), "align"))
+                value = self.to.op("Mul", value, self.to.constant(powers(top - f), "align"))
             total = self.to.op("Add", total, value) if total else value
         return total
 
+    def _kept(self, group: str, x: str, other: str) -> str:
+        """The constituents that exist, and `other` in place of the rest."""
+        mask = self.masks[group]
+        return x if mask is None else self.to.op("Where", mask, x, other)
+
+    def _least(self) -> float:
+        return -(2.0**25)
+
+    def _flatten(self, node: Flatten, x: str) -> str:
+        to, length = self.to, self.graph.structure[node.sources[0]].length
+        kept = self._kept(node.group, x, to.constant(0.0))
+        if self.profile.dynamic:
+            absent = to.op("Sub", to.constant(np.array([length]), "length", np.int64), to.size(kept, 1))
+            none, nowhere = (to.constant(np.zeros(k), "pads", np.int64) for k in (1, 4))
+            kept = to.op("Pad", kept, to.op("Concat", nowhere, absent, none, axis=0), to.constant(0.0))
+        return to.op("Reshape", kept, to.constant(np.array([0, self.graph.structure[node.name].n]), "shape", np.int64))
+
     def _pool(self, node: Pool | FloatPool, x: str) -> str:
-        to, mask, count = self.to, self.masks[node.group], self.counts[node.group]
+        to, count = self.to, self.counts[node.group]
         zero = to.constant(0.0)
         if node.kind == "max":
-            # -2**25 is below every integer that passed check_f24.
-            top = to.reduce("ReduceMax", to.op("Where", mask, x, to.constant(-np.inf if isinstance(node, FloatPool) else -(2.0**25))))
-            return to.op("Where", to.op("Greater", count, zero), top, zero)
-        total = to.reduce("ReduceSum", to.op("Where", mask, x, zero))
+            # Lower than any value; -2**25 is below every integer that passed check_f24.
+            least = to.constant(-np.inf if isinstance(node, FloatPool) else self._least())
+            kept = self._kept(node.group, x, least)
+            if self.profile.dynamic:  # one more, so that the maximum of an empty collection exists
+                kept = to.op("Pad", kept, to.constant(np.array([0, 0, 0, 0, 1, 0]), "pads", np.int64), least)
+            return to.op("Where", to.op("Greater", count, zero), to.reduce("ReduceMax", kept), zero)
+        total = to.reduce("ReduceSum", self._kept(node.group, x, zero))
         if node.kind == "sum":
             return total
         length = self.graph.structure[node.sources[0]].length
@@ -189,8 +220,8 @@ class _Emitter:
         assert f is not None
         assert target is not None
         gain, source = target - f, self.proofs[node.sources[0]]
-        numerator = to.op("Mul", total, to.constant(_powers(np.maximum(gain, 0)), "gain"))
-        denominator = to.op("Mul", many, to.constant(_powers(np.maximum(-gain, 0)), "loss"))
+        numerator = to.op("Mul", total, to.constant(powers(np.maximum(gain, 0)), "gain"))
+        denominator = to.op("Mul", many, to.constant(powers(np.maximum(-gain, 0)), "loss"))
         if quant.round == "floor":
             n = to.op("Floor", to.op("Div", numerator, denominator))
         else:
@@ -205,15 +236,23 @@ class _Emitter:
         return self._overflow(n, lo, hi, quant)
 
     def _output(self, node: Output, x: str) -> str:
-        to, structure = self.to, self.graph.structure[node.name]
-        if structure.f is None:
-            to.output("logits", x, "batch", structure.n)
+        to, f = self.to, self.graph.structure[node.name].f
+        if f is None:
+            self.profile.finish(to, self.graph, x, None)
             return x
-        values = to.op("Mul", x, to.constant(_powers(-structure.f), "step")) if structure.f.any() else x
-        to.output("logits", self._canonical(values), "batch", structure.n)
+        score = None
         if node.score is not None:
             weights, _ = score_weights(self.graph)
-            to.output("score", self._canonical(to.op("MatMul", x, to.constant(weights[:, None], "score_weight"))), "batch", 1)
+            score = self._canonical(to.op("MatMul", self._as_integers(x, f), to.constant(weights[:, None], "score_weight")))
+        self.profile.finish(to, self.graph, self._canonical(self._as_values(x, f)), score)
+        return x
+
+    def _as_values(self, x: str, f: np.ndarray) -> str:
+        """A tensor of a node as the numbers that its integers stand for."""
+        return self.to.op("Mul", x, self.to.constant(powers(-f), "step")) if f.any() else x
+
+    def _as_integers(self, x: str, f: np.ndarray) -> str:
+        """A tensor of a node with exponents f as its integers."""
         return x
 
     def _canonical(self, x: str) -> str:

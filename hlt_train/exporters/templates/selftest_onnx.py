@@ -1,9 +1,13 @@
-"""Does model.onnx in this directory still compute what it was exported for, with the ONNX Runtime of this machine?
+"""Does the model in this directory still compute what it was exported for, with the ONNX Runtime of this machine?
 
     python selftest.py [--json]
 
-Runs the model on the golden vectors and compares integer logits, integer scores, and the decision at every working point of working_points.json with the
-recorded ones; then the hashes of the files with certificate.json. Exit code 0: all equal; 1: something differs. Needs Python, numpy and onnxruntime only.
+Runs the model on the golden vectors through the inputs and outputs of its profile (through preprocess.json where there is one) and compares integer logits,
+integer scores, probabilities, and the decision at every working point of working_points.json with the recorded ones; then the hashes of the files with
+certificate.json. Exit code 0: all equal; 1: something differs. Needs Python, numpy and onnxruntime only.
+
+Vectors of even index are given at their own length where the profile allows it, with up to three constituents too many where there are more than the network
+reads; those of odd index are padded to the full length.
 """
 
 from __future__ import annotations
@@ -62,20 +66,101 @@ def read_golden(head: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, 
     return groups, counts, outputs, score, take("u1", points, n).astype(bool)
 
 
+def model_file() -> Path:
+    """model.onnx, or the model of a repository."""
+    found = [path for path in (HERE / "model.onnx", *sorted(HERE.glob("*/1/model.onnx"))) if path.is_file()]
+    if len(found) != 1:
+        sys.exit(f"FAILED: expected one model, found {len(found)}")
+    return found[0]
+
+
+def preprocess(array: np.ndarray, group: dict[str, Any], exists: np.ndarray | None) -> np.ndarray:
+    """CMSSW's step from features `[rows, constituents, n_vars]` to inputs `[rows, n_vars, constituents]`; infinities are clamped, as in the network."""
+    infos = [group["var_infos"][name] for name in group["var_names"]]
+    value = {key: np.array([info[key] for info in infos], np.float32) for key in infos[0]}
+    with np.errstate(over="ignore"):
+        ready = (np.where(np.isnan(array), value["replace_inf_value"], array) - value["median"]) * value["norm_factor"]
+    ready = np.minimum(np.maximum(ready, value["lower_bound"]), value["upper_bound"])
+    if exists is not None:
+        ready = np.where(exists[:, :, None], ready, value["pad"])
+    return np.ascontiguousarray(np.swapaxes(ready, 1, 2))
+
+
+def lengths(metadata: dict[str, str], counts: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+    """Per collection the constituents that each vector is given."""
+    found, profile = {}, metadata["hlt_train.profile"]
+    for port in json.loads(metadata["hlt_train.inputs"]):
+        full = port["length"]
+        if full is None:
+            continue
+        own = np.clip(counts[port["group"]], 1, full) if profile == "cmssw" else np.clip(counts[port["group"]], 0, full + 3)
+        odd = np.arange(n) % 2 == 1
+        found[port["group"]] = np.where(odd if profile != "athena" else False, full, own) if profile != "plain" else np.full(n, full)
+    return found
+
+
+def feeds_of(
+    metadata: dict[str, str], groups: dict[str, np.ndarray], counts: dict[str, np.ndarray], rows: np.ndarray, size: dict[str, int]
+) -> dict[str, np.ndarray]:
+    """The model's inputs for these vectors, whose collections have the sizes given."""
+    profile, feeds = metadata["hlt_train.profile"], {}
+    described = read_json("preprocess.json") if profile == "cmssw" else {}
+    for port in json.loads(metadata["hlt_train.inputs"]):
+        name = port["group"]
+        array, exists = groups[name][rows], None
+        if name in size:
+            extra = max(size[name] - array.shape[1], 0)
+            array = np.concatenate([array[:, : size[name]], np.full((len(rows), extra, array.shape[2]), 7, np.float32)], axis=1)
+            exists = np.arange(size[name]) < counts[name][rows][:, None]
+            if port["count"] is not None:
+                feeds[port["count"]] = counts[name][rows][:, None].astype(np.float32)
+        if profile == "cmssw":
+            array = preprocess(array if name in size else array[:, None, :], described[name], exists)
+        elif profile == "athena" and name in size:
+            array = array[0]
+        feeds[port["input"]] = array
+    return feeds
+
+
 def run_model(groups: dict[str, np.ndarray], counts: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """(output name -> float32 array, metadata) of model.onnx, one thread, on the CPU."""
+    """(output name -> float32 array of all vectors, metadata) of the model, one thread, on the CPU."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(str(HERE / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(str(model_file()), options, providers=["CPUExecutionProvider"])
+    metadata = session.get_modelmeta().custom_metadata_map
     names = [port.name for port in session.get_outputs()]
-    feeds = {}
-    for port in session.get_inputs():
-        feeds[port.name] = groups[port.name] if port.name in groups else counts[port.name.removesuffix("_count")][:, None].astype(np.float32)
     n = len(next(iter(groups.values())))
-    step = max(1, ROWS // max(math.prod(array.shape[1:]) for array in groups.values()))
-    parts = [session.run(names, {k: v[start : start + step] for k, v in feeds.items()}) for start in range(0, n, step)]
-    joined = {name: np.concatenate([part[k] for part in parts]) for k, name in enumerate(names)}
-    return joined, session.get_modelmeta().custom_metadata_map
+    sizes = lengths(metadata, counts, n)
+    calls: dict[tuple[int, ...], list[int]] = {}
+    for row, key in enumerate(zip(*(v.tolist() for v in sizes.values()), strict=True) if sizes else [()] * n):
+        calls.setdefault(key, []).append(row)
+    single = metadata["hlt_train.profile"] == "athena"
+    step = 1 if single else max(1, ROWS // max(math.prod(array.shape[1:]) for array in groups.values()))
+    joined: dict[str, np.ndarray] = {}
+    for key, members in calls.items():
+        for start in range(0, len(members), step):
+            rows = np.array(members[start : start + step])
+            found = session.run(names, feeds_of(metadata, groups, counts, rows, dict(zip(sizes, key, strict=True))))
+            for name, values in zip(names, found, strict=True):
+                values = np.asarray(values).reshape(len(rows), -1)
+                joined.setdefault(name, np.empty((n, values.shape[1]), np.float32))[rows] = values
+    return joined, metadata
+
+
+def by_class(found: dict[str, np.ndarray], together: str, prefix: str, head: dict[str, Any]) -> np.ndarray | None:
+    """An output `[n, classes]`: one tensor, or a scalar per class; None where the model has neither."""
+    if together in found:
+        return found[together]
+    names = [prefix + name for name in head["outputs"]]
+    return np.concatenate([found[name] for name in names], axis=1) if all(name in found for name in names) else None
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """In float64."""
+    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+    share: np.ndarray = weights / weights.sum(axis=1, keepdims=True)
+    return share
 
 
 def integers(values: np.ndarray) -> np.ndarray:
@@ -103,6 +188,19 @@ def decide(point: dict[str, Any], score: np.ndarray, *, exact: bool) -> np.ndarr
     return np.zeros(len(score), bool) if threshold is None else np.asarray(score >= threshold)
 
 
+def compare_probabilities(found: np.ndarray | None, logits: np.ndarray, metadata: dict[str, str], head: dict[str, Any]) -> dict[str, Any]:
+    """How far the probabilities are from the softmax of the expected logits, where the model has any."""
+    if "hlt_train.softmax_tolerance" not in metadata:
+        return {}
+    if found is None:
+        return {"error": "the model has no probabilities"}
+    # Logits of a float network may be off by their own tolerance, which moves a probability by at most half of it.
+    tolerance = float(metadata["hlt_train.softmax_tolerance"]) + head.get("tolerance", 0.0)
+    off = np.abs(found.astype(np.float64) - softmax(logits.astype(np.float64)))
+    wrong = np.logical_not(off <= tolerance)
+    return {"softmax_tolerance": tolerance, "softmax_deviation": float(off.max(initial=0)), "probabilities_differing": int(wrong.sum())}
+
+
 def compare() -> dict[str, Any]:
     """Counts of what was compared and what differs, and the first difference."""
     head = read_json("golden.json")
@@ -113,15 +211,21 @@ def compare() -> dict[str, Any]:
     result: dict[str, Any] = {"vectors": len(outputs), "logits": outputs.size, "working_points": len(points), "decisions": decisions.size}
     if [p["name"] for p in points] != head["working_points"]:
         return {**result, "error": "working_points.json has other working points than golden.json"}
+    given = by_class(found, "logits", "logit_", head)
+    if given is None:
+        return {**result, "error": "the model has no logits"}
+    exponents = json.loads(metadata["hlt_train.logits_exponents"])
+    values = outputs if exponents is None else outputs * 2.0 ** -np.array(exponents)
+    result |= compare_probabilities(by_class(found, "softmax", "p", head), values, metadata, head)
     if exact:
-        logits = integers(found["logits"].astype(np.float64) * 2.0 ** np.array(json.loads(metadata["hlt_train.logits_exponents"])))
+        logits = integers(given.astype(np.float64) * 2.0 ** np.array(exponents))
         wrong: np.ndarray = logits != outputs
         result["logits_differing"] = int(wrong.sum())
         scores = integers(found["score"][:, 0].astype(np.float64)) if score is not None else None
         result["scores_differing"] = int(np.count_nonzero(scores != score)) if score is not None else 0
         near = np.zeros(len(outputs), bool)
     else:
-        logits = found["logits"]
+        logits = given
         wrong = np.logical_not(np.abs(logits - outputs) <= head["tolerance"])
         result |= {"tolerance": head["tolerance"], "maximal_deviation": float(np.abs(logits - outputs).max()), "logits_differing": int(wrong.sum())}
         scores = discriminant(logits, document) if points else None
@@ -151,7 +255,8 @@ def main() -> int:
     if np.float32(1) + np.float32(2**-24) != np.float32(1) or np.float32(1) + np.float32(3 * 2**-24) != np.float32(1 + 2**-22):
         raise SystemExit("this process does not round to nearest even: nothing can be compared")
     result = {"runtime": f"onnxruntime {onnxruntime.__version__}", **compare(), "files_changed": changed_files()}
-    failed = bool("error" in result or result["files_changed"]) or any(result.get(f"{k}_differing", 0) for k in ("logits", "scores", "decisions"))
+    compared = ("logits", "scores", "probabilities", "decisions")
+    failed = bool("error" in result or result["files_changed"]) or any(result.get(f"{k}_differing", 0) for k in compared)
     result["passed"] = not failed
     if "--json" in sys.argv[1:]:
         print(json.dumps(result))
