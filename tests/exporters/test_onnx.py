@@ -102,6 +102,9 @@ def test_logits_are_physical_and_the_score_is_the_integer(tmp_path: Path) -> Non
     metadata = session.get_modelmeta().custom_metadata_map
     assert metadata["hlt_train.format"] == "hlt-train/onnx"
     assert json.loads(metadata["hlt_train.logits_exponents"]) == f.tolist()
+    assert metadata["hlt_train.profile"] == "plain"
+    assert json.loads(metadata["hlt_train.inputs"]) == [{"group": "event", "input": "event", "count": None, "length": None}]
+    assert [opset.version for opset in library.load(str(tmp_path / "model.onnx")).opset_import] == [17]
 
 
 def wide(bits: int) -> Graph:
@@ -133,6 +136,8 @@ def test_options_and_names_are_checked(tmp_path: Path) -> None:
     clash = Graph(tuple(_renamed(node) for node in graph.nodes))
     with pytest.raises(UsageError, match="jets_count"):
         onnx().write(clash, tmp_path)
+    with pytest.raises(UsageError, match="'score' already"):
+        onnx().write(Graph(tuple(_renamed(node, "score") for node in graph.nodes)), tmp_path)
     with pytest.raises(UsageError, match=r"model\.onnx"):
         onnx().load(tmp_path)
     (tmp_path / "model.onnx").write_bytes(b"no model")
@@ -140,8 +145,8 @@ def test_options_and_names_are_checked(tmp_path: Path) -> None:
         onnx().load(tmp_path)
 
 
-def _renamed(node: Any) -> Any:
-    return dataclasses.replace(node, group="jets_count") if getattr(node, "group", "") == "event" else node
+def _renamed(node: Any, name: str = "jets_count") -> Any:
+    return dataclasses.replace(node, group=name) if getattr(node, "group", "") == "event" else node
 
 
 @pytest.mark.parametrize("activation", ["none", "relu", "tanh", "gelu", "silu"])
