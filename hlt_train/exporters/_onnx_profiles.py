@@ -310,6 +310,7 @@ class Athena(Profile):
         return Read(x, to.op("IsNaN", x), None, count)
 
     def finish(self, to: Builder, graph: Graph, logits: str, score: str | None) -> None:
+        to.inputs.sort(key=lambda port: str(port.name) != self.options.jet_input)
         for prefix, tensor in (("p", to.op("Softmax", logits, axis=-1)), ("logit_", logits)):
             row = to.op("Reshape", tensor, to.constant(np.array([-1]), "shape", np.int64))
             for k, name in enumerate(graph.output.names):

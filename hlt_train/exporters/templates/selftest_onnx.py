@@ -86,10 +86,19 @@ def preprocess(array: np.ndarray, group: dict[str, Any], exists: np.ndarray | No
     return np.ascontiguousarray(np.swapaxes(ready, 1, 2))
 
 
-def lengths(metadata: dict[str, str], counts: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
+class Ports:
+    """The inputs of the model: profile, groups, and the content of preprocess.json where the profile has one."""
+
+    def __init__(self, metadata: dict[str, str]) -> None:
+        self.profile = metadata["hlt_train.profile"]
+        self.inputs: list[dict[str, Any]] = json.loads(metadata["hlt_train.inputs"])
+        self.described = read_json("preprocess.json") if self.profile == "cmssw" else {}
+
+
+def lengths(ports: Ports, counts: dict[str, np.ndarray], n: int) -> dict[str, np.ndarray]:
     """Per collection the constituents that each vector is given."""
-    found, profile = {}, metadata["hlt_train.profile"]
-    for port in json.loads(metadata["hlt_train.inputs"]):
+    found, profile = {}, ports.profile
+    for port in ports.inputs:
         full = port["length"]
         if full is None:
             continue
@@ -99,13 +108,10 @@ def lengths(metadata: dict[str, str], counts: dict[str, np.ndarray], n: int) -> 
     return found
 
 
-def feeds_of(
-    metadata: dict[str, str], groups: dict[str, np.ndarray], counts: dict[str, np.ndarray], rows: np.ndarray, size: dict[str, int]
-) -> dict[str, np.ndarray]:
+def feeds_of(ports: Ports, groups: dict[str, np.ndarray], counts: dict[str, np.ndarray], rows: np.ndarray, size: dict[str, int]) -> dict[str, np.ndarray]:
     """The model's inputs for these vectors, whose collections have the sizes given."""
-    profile, feeds = metadata["hlt_train.profile"], {}
-    described = read_json("preprocess.json") if profile == "cmssw" else {}
-    for port in json.loads(metadata["hlt_train.inputs"]):
+    feeds = {}
+    for port in ports.inputs:
         name = port["group"]
         array, exists = groups[name][rows], None
         if name in size:
@@ -114,9 +120,9 @@ def feeds_of(
             exists = np.arange(size[name]) < counts[name][rows][:, None]
             if port["count"] is not None:
                 feeds[port["count"]] = counts[name][rows][:, None].astype(np.float32)
-        if profile == "cmssw":
-            array = preprocess(array if name in size else array[:, None, :], described[name], exists)
-        elif profile == "athena" and name in size:
+        if ports.profile == "cmssw":
+            array = preprocess(array if name in size else array[:, None, :], ports.described[name], exists)
+        elif ports.profile == "athena" and name in size:
             array = array[0]
         feeds[port["input"]] = array
     return feeds
@@ -131,17 +137,18 @@ def run_model(groups: dict[str, np.ndarray], counts: dict[str, np.ndarray]) -> t
     metadata = session.get_modelmeta().custom_metadata_map
     names = [port.name for port in session.get_outputs()]
     n = len(next(iter(groups.values())))
-    sizes = lengths(metadata, counts, n)
+    ports = Ports(metadata)
+    sizes = lengths(ports, counts, n)
     calls: dict[tuple[int, ...], list[int]] = {}
     for row, key in enumerate(zip(*(v.tolist() for v in sizes.values()), strict=True) if sizes else [()] * n):
         calls.setdefault(key, []).append(row)
-    single = metadata["hlt_train.profile"] == "athena"
+    single = ports.profile == "athena"
     step = 1 if single else max(1, ROWS // max(math.prod(array.shape[1:]) for array in groups.values()))
     joined: dict[str, np.ndarray] = {}
     for key, members in calls.items():
         for start in range(0, len(members), step):
             rows = np.array(members[start : start + step])
-            found = session.run(names, feeds_of(metadata, groups, counts, rows, dict(zip(sizes, key, strict=True))))
+            found = session.run(names, feeds_of(ports, groups, counts, rows, dict(zip(sizes, key, strict=True))))
             for name, values in zip(names, found, strict=True):
                 values = np.asarray(values).reshape(len(rows), -1)
                 joined.setdefault(name, np.empty((n, values.shape[1]), np.float32))[rows] = values
