@@ -57,7 +57,9 @@ def cpp(*, compiler: str = "") -> Exporter:
     def latency(directory: Path, x: Features) -> dict[str, Any]:
         words = find_compiler(compiler)
         library = build(directory, words)
-        times = library.time(Features({k: v[:_TIMED] for k, v in x.groups.items()}, {k: v[:_TIMED] for k, v in x.counts.items()}))
+        some = Features({k: v[:_TIMED] for k, v in x.groups.items()}, {k: v[:_TIMED] for k, v in x.counts.items()})
+        times = library.time(some)
+        others = [name for name, available in library.paths.items() if available and name != library.path]
         return {
             "median_ns": times["chain_median"],
             "p99_ns": times["chain_p99"],
@@ -69,6 +71,7 @@ def cpp(*, compiler: str = "") -> Exporter:
             "compiler": version(words),
             "flags": "-std=c++17 -O2",
             "isa": library.path,
+            "path_median_ns": {library.path: times["chain_median"], **{name: library.time(some, name)["chain_median"] for name in others}},
             # The selftest compares every path that the processor has.
             "paths": {name: "compared" if available else "not run" for name, available in library.paths.items()},
         }

@@ -1,0 +1,199 @@
+"""What the kernels of the C++ header cost on this machine: a table of nanoseconds per kernel and code path, fitted to measured networks.
+
+A search over students needs a cost that is the same whenever it is asked, and does not compile a candidate. The time of a call is taken as a sum over kernels,
+each with a constant per code path: the call itself, variables that are quantised, layers (one waits for the other), tiles of products, numbers that are
+requantised, numbers that are pooled; those behind a collection once per constituent. The constants are fitted, never below 0, to the median of dependent calls
+(`docs/numbers.md`) of generated networks; networks that took no part in the fit tell how far to trust it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import nnls
+
+from hlt_train import plugins
+from hlt_train.errors import UsageError
+from hlt_train.files import read_document, write_document
+from hlt_train.graph import Graph
+from hlt_train.machine import machine
+from hlt_train.nodes import Affine, Concat, Fixed, Input, Node, Output, Pool, Quant, Requant
+from hlt_train.progress import Progress
+from hlt_train.structure import Structure
+from hlt_train.types import Features, Group
+
+__all__ = ["FORMAT", "KERNELS", "calibrate", "kernels", "predict", "read_table"]
+
+FORMAT = ("hlt-train/latency-table", 1)
+KERNELS = ("call", "input", "layer", "tile", "requant", "pool")
+TILE = {"plain": (1, 1), "sse2": (2, 4), "avx2": (2, 8), "avx512": (2, 16), "vnni256": (4, 8), "vnni512": (4, 16)}  # (inputs, outputs) of one product
+LANES = {"plain": 1, "sse2": 8, "avx2": 16, "avx512": 32, "vnni256": 16, "vnni512": 32}  # numbers that are quantised, requantised or pooled together
+ACTIVATION = Quant(Fixed(False, 3, 5), "half_even", "sat")  # 8 bits
+EVENTS = 256
+MLPS = ((16, 64, 32, 32, 5), (6, 32, 5), (8, 16, 16, 2), (24, 48, 24, 3), (16, 16, 8, 2), (32, 64, 64, 5), (10, 96, 32, 1), (16, 32, 32, 32, 2))
+SETS = ((16, 64, 5, (64, 64, 64), (64,)), (16, 16, 2, (32, 16), (16,)), (8, 32, 3, (24, 24), (32,)), (6, 12, 5, (16, 16, 16), (16, 16)))
+HELD_OUT = ((12, 40, 20, 4), (16, 48, 48, 5)), ((12, 24, 3, (32, 32), (24,)),)
+
+
+def kernels(graph: Graph, path: str, counts: Mapping[str, float] | None = None) -> dict[str, float]:
+    """How often each kernel runs in one call.
+
+    Args:
+        graph: the network.
+        path: code path of the header.
+        counts: group -> constituents of an event; default: the full length of each.
+    """
+    inputs, outputs = TILE[path]
+    lanes = LANES[path]
+    found = dict.fromkeys(KERNELS, 0.0)
+    found["call"] = 1.0
+    for node in graph.nodes:
+        structure = graph.structure[node.name if isinstance(node, Input) or not node.sources else node.sources[0]]
+        times = _times(structure, counts or {})
+        if isinstance(node, Input):
+            found["input"] += times * -(-structure.n // lanes)
+        elif isinstance(node, Affine):
+            found["layer"] += times
+            found["tile"] += times * -(-node.w.shape[0] // inputs) * -(-node.w.shape[1] // outputs)
+        elif isinstance(node, Requant):
+            found["requant"] += times * -(-structure.n // lanes)
+        elif isinstance(node, Pool):
+            found["pool"] += times * -(-structure.n // lanes)
+    return found
+
+
+def _times(structure: Structure, counts: Mapping[str, float]) -> float:
+    if structure.length is None or structure.group is None:
+        return 1.0
+    return min(float(counts.get(structure.group, structure.length)), float(structure.length))
+
+
+def predict(table: Mapping[str, Any], graph: Graph, path: str, counts: Mapping[str, float] | None = None) -> float:
+    """Nanoseconds of a call, by a table of `calibrate`.
+
+    Raises:
+        UsageError: the table has no such path.
+    """
+    if path not in table["paths"]:
+        raise UsageError(
+            f"the latency table has no path '{path}'", near=tuple(table["paths"]), then="hlt-train bench --calibrate FILE on a machine that has it"
+        )
+    constants = table["paths"][path]["ns"]
+    return float(sum(constants[name] * count for name, count in kernels(graph, path, counts).items()))
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A table that `calibrate` wrote."""
+    return read_document(path, *FORMAT)
+
+
+def calibrate(out: Path, *, seed: int = 0, progress: Progress) -> dict[str, Any]:
+    """Measure generated networks, fit the table and write it to `out`.
+
+    Args:
+        out: the file to make; it must not exist.
+        seed: of weights and events.
+        progress: where to say how far it is.
+
+    Returns:
+        The document: compiler, flags, machine, and for each code path that this processor has `ns` per kernel, `networks` that were fitted, relative errors
+        (median, worst) of the `fit`, and those of the networks that were `held_out`.
+    """
+    if out.exists():
+        raise UsageError("it exists already, and nothing is ever overwritten", where=str(out), then="choose another file, or remove it yourself")
+    rng = np.random.default_rng(seed)
+    cases = [*_cases(rng, MLPS, SETS), *_cases(rng, *HELD_OUT)]
+    held = sum(len(_counts(s[1])) for s in HELD_OUT[1]) + len(HELD_OUT[0])
+    exporter = plugins.factory("exporters", "cpp")()
+    measured: list[dict[str, float]] = []
+    facts: dict[str, Any] = {}
+    for k, (graph, counts) in enumerate(cases):
+        progress.update(k, len(cases), "networks")
+        with tempfile.TemporaryDirectory(prefix="hlt-train-") as folder:
+            exporter.write(graph, Path(folder))
+            facts = exporter.latency(Path(folder), _events(graph, counts, rng))
+        measured.append(facts["path_median_ns"])
+    paths = {name: _fit(cases, measured, name, held) for name in measured[0] if name in TILE}
+    content = {"compiler": facts["compiler"], "flags": facts["flags"], "method": facts["method"], "machine": machine(), "seed": seed, "paths": paths}
+    write_document(out, *FORMAT, content)
+    return {"out": str(out), **content}
+
+
+def _fit(cases: list[tuple[Graph, dict[str, float]]], measured: list[dict[str, float]], path: str, held: int) -> dict[str, Any]:
+    """Least squares of relative errors; the last `held` cases take no part."""
+    rows = np.array([[kernels(graph, path, counts)[name] for name in KERNELS] for graph, counts in cases])
+    times = np.array([found[path] for found in measured])
+    fitted = len(cases) - held
+    constants, _ = nnls(rows[:fitted] / times[:fitted, None], np.ones(fitted))
+    errors = np.abs(rows @ constants / times - 1)
+    told = {name: {"median": float(np.median(part)), "worst": float(part.max())} for name, part in (("fit", errors[:fitted]), ("held_out", errors[fitted:]))}
+    return {"ns": dict(zip(KERNELS, constants.tolist(), strict=True)), "networks": fitted, **told}
+
+
+def _counts(length: int) -> tuple[int, ...]:
+    return tuple(sorted({length // 4, length // 2, length} - {0}))
+
+
+def _cases(rng: np.random.Generator, mlps: Any, sets: Any) -> list[tuple[Graph, dict[str, float]]]:
+    """Networks with the constituents of their events."""
+    found: list[tuple[Graph, dict[str, float]]] = [(_mlp(rng, widths), {}) for widths in mlps]
+    for variables, length, outputs, phi, rho in sets:
+        graph = _deepsets(rng, variables, length, outputs, phi, rho)
+        found += [(graph, {"jets": float(count)}) for count in _counts(length)]
+    return found
+
+
+def _input(rng: np.random.Generator, name: str, n: int, length: int | None) -> Node:
+    from hlt_train.graph import input_node
+
+    f32 = np.float32
+    centre, scale = rng.normal(0, 1, n).astype(f32), rng.uniform(0.2, 2, n).astype(f32)
+    names = tuple(f"{name}_{i}" for i in range(n))
+    group = Group(name, names, length, centre, scale, np.full(n, -4, f32), np.full(n, 4, f32), np.zeros(n, f32))
+    return input_node(f"in_{name}", group, Fixed(True, 2, 5))
+
+
+def _dense(rng: np.random.Generator, name: str, source: str, n: int, width: int, *, last: bool = False) -> list[Node]:
+    w, b = rng.integers(-127, 128, (n, width)).astype(np.int64), rng.integers(-999, 1000, width).astype(np.int64)
+    # The weights' exponent keeps activations of about the size of their format.
+    layer = Affine(name, (source,), w, b, np.full(width, 5 + 7 + int(np.ceil(np.log2(n) / 2)), np.int64), relu=not last)
+    return [layer] if last else [layer, Requant(f"{name}_act", (name,), ACTIVATION)]
+
+
+def _mlp(rng: np.random.Generator, widths: tuple[int, ...]) -> Graph:
+    nodes: list[Node] = [_input(rng, "event", widths[0], None)]
+    return _end(rng, nodes, nodes[-1].name, widths)
+
+
+def _deepsets(rng: np.random.Generator, variables: int, length: int, outputs: int, phi: tuple[int, ...], rho: tuple[int, ...]) -> Graph:
+    nodes: list[Node] = [_input(rng, "jets", variables, length)]
+    source, n = nodes[-1].name, variables
+    for k, width in enumerate(phi):
+        nodes += _dense(rng, f"phi{k}", source, n, width)
+        source, n = nodes[-1].name, width
+    pooled = Quant(Fixed(False, 8, 0), "half_even", "sat")
+    nodes += [Pool("pool", (source,), "sum", "jets"), Requant("pool_act", ("pool",), pooled), Concat("all", ("pool_act",))]
+    return _end(rng, nodes, "all", (n, *rho, outputs))
+
+
+def _end(rng: np.random.Generator, nodes: list[Node], source: str, widths: tuple[int, ...]) -> Graph:
+    n = widths[0]
+    for k, width in enumerate(widths[1:-1]):
+        nodes += _dense(rng, f"dense{k}", source, n, width)
+        source, n = nodes[-1].name, width
+    nodes += _dense(rng, "logits", source, n, widths[-1], last=True)
+    return Graph((*nodes, Output("out", ("logits",), tuple(f"class{k}" for k in range(widths[-1])), "none")))
+
+
+def _events(graph: Graph, counts: Mapping[str, float], rng: np.random.Generator) -> Features:
+    groups, found = {}, {}
+    for node in graph.inputs:
+        shape = (EVENTS, len(node.variables)) if node.length is None else (EVENTS, node.length, len(node.variables))
+        groups[node.group] = (node.centre + rng.normal(0, 1, shape) / node.scale).astype(np.float32)
+        if node.length is not None:
+            found[node.group] = np.full(EVENTS, int(counts[node.group]), np.int32)
+    return Features(groups, found)
