@@ -64,10 +64,32 @@ def _open(directory: Path) -> _Model:
     except Exception as error:  # the runtime's own exceptions share no base
         raise RunFailed(f"ONNX Runtime {runtime.__version__} does not load it: {error}", where=str(path)) from error
     stated = session.get_modelmeta().custom_metadata_map
-    profile = stated["hlt_train.profile"]
-    inputs, outputs, exponents = (json.loads(stated[f"hlt_train.{key}"]) for key in ("inputs", "outputs", "logits_exponents"))
-    preprocess = json.loads((directory / "preprocess.json").read_text()) if profile == "cmssw" else {}
+    profile = stated.get("hlt_train.profile", "plain")
+    inputs = json.loads(stated["hlt_train.inputs"]) if "hlt_train.inputs" in stated else _inputs_of_version_1(session)
+    outputs, exponents = (json.loads(stated[f"hlt_train.{key}"]) for key in ("outputs", "logits_exponents"))
+    preprocess = _preprocess(directory / "preprocess.json") if profile == "cmssw" else {}
     return _Model(session, profile, inputs, outputs, exponents, preprocess)
+
+
+def _inputs_of_version_1(session: Any) -> list[dict[str, Any]]:
+    """Models of version 1 are all plain and do not describe their inputs."""
+    shapes = {port.name: port.shape for port in session.get_inputs()}
+    found: list[dict[str, Any]] = []
+    for name, shape in shapes.items():
+        length, count = (shape[1], f"{name}_count") if len(shape) == 3 else (None, None)
+        if name.removesuffix("_count") not in shapes or name.removesuffix("_count") == name:
+            found.append({"group": name, "input": name, "count": count, "length": length})
+    return found
+
+
+def _preprocess(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UsageError(f"no such file: {path.name}, through which CMSSW feeds the model", where=str(path), then="export the run again") from error
+    except json.JSONDecodeError as error:
+        raise RunFailed(f"damaged file: {error}", where=str(path), then="export the run again") from error
+    return content
 
 
 def _preprocessed(x: np.ndarray, group: dict[str, Any]) -> np.ndarray:

@@ -93,7 +93,7 @@ def _metadata(graph: Graph, profile: Profile) -> dict[str, str]:
     f = graph.structure[graph.output.name].f
     facts: dict[str, Any] = {
         "format": "hlt-train/onnx",
-        "version": 1,
+        "version": 2,
         "program": f"hlt-train {__version__}",
         "profile": profile.name,
         "inputs": profile.layout(graph),

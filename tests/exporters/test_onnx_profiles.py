@@ -443,6 +443,29 @@ def test_the_command_lines_shorthand() -> None:
         _options(["cpp"], "cmssw", {})
 
 
+def test_models_of_version_1_still_run(tmp_path: Path) -> None:
+    """They did not describe their inputs."""
+    for k, graph in enumerate((graphs.mlp(2), graphs.deepsets(2))):
+        onnx().write(graph, tmp_path)
+        model = library.load(str(tmp_path / "model.onnx"))
+        kept = {p.key: p.value for p in model.metadata_props if p.key not in ("hlt_train.profile", "hlt_train.inputs")}
+        assert len(kept) == len(model.metadata_props) - 2
+        library.helper.set_model_props(model, {**kept, "hlt_train.version": "1"})
+        library.save(model, str(tmp_path / "model.onnx"))
+        x = vectors(graph, n=400, seed=k).x
+        assert np.array_equal(onnx().load(tmp_path)(x), evaluate(graph, x))
+
+
+def test_a_cmssw_export_without_its_preprocessing_does_not_run(tmp_path: Path) -> None:
+    onnx(profile="cmssw").write(subject(), tmp_path)
+    (tmp_path / "preprocess.json").write_text("{")
+    with pytest.raises(RunFailed, match="damaged file"):
+        onnx().load(tmp_path)
+    (tmp_path / "preprocess.json").unlink()
+    with pytest.raises(UsageError, match=r"no such file: preprocess\.json"):
+        onnx().load(tmp_path)
+
+
 def test_a_repository_of_two_models_is_not_one(tmp_path: Path) -> None:
     for name in ("a", "b"):
         onnx(profile="triton", name=name).write(graphs.mlp(0), tmp_path)
