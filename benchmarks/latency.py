@@ -53,24 +53,23 @@ PRODUCTS = {"sse2": 8, "avx2": 16, "avx512": 32, "vnni": 64}  # of one instructi
 FLOOR = """
 #include <chrono>
 #include <immintrin.h>
-#define FLOOR(NAME, TARGET, VEC, MAKE, STEP, LIVE)                                                                          \\
-  extern "C" __attribute__((target(TARGET))) double floor_##NAME() {                                                        \\
-    double best = 1e30;                                                                                                     \\
-    for (int repeat = 0; repeat < 200; ++repeat) {                                                                          \\
-      VEC a0 = MAKE(0), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0, a8 = a0, a9 = a0, x = MAKE(repeat), w = MAKE(3); \\
-      const auto start = std::chrono::steady_clock::now();                                                                  \\
-      for (int k = 0; k < 1000; ++k) {                                                                                      \\
-        __asm__("" : LIVE(x), LIVE(w));                                                                                     \\
-        a0 = STEP(a0); a1 = STEP(a1); a2 = STEP(a2); a3 = STEP(a3); a4 = STEP(a4);                                          \\
-        a5 = STEP(a5); a6 = STEP(a6); a7 = STEP(a7); a8 = STEP(a8); a9 = STEP(a9);                                          \\
-      }                                                                                                                     \\
-      __asm__ volatile("" : LIVE(a0), LIVE(a1), LIVE(a2), LIVE(a3), LIVE(a4));                                              \\
-      __asm__ volatile("" : LIVE(a5), LIVE(a6), LIVE(a7), LIVE(a8), LIVE(a9));                                              \\
+// Ten sums, each of which the compiler must think different, of products whose factors it must think new.
+#define FLOOR(NAME, TARGET, VEC, MAKE, STEP, LIVE)                                                          \\
+  extern "C" __attribute__((target(TARGET))) double floor_##NAME() {                                        \\
+    double best = 1e30;                                                                                     \\
+    for (int repeat = 0; repeat < 300; ++repeat) {                                                          \\
+      VEC x = MAKE(repeat), w = MAKE(3), a0 = x, a1 = x, a2 = x, a3 = x, a4 = x, a5 = x, a6 = x, a7 = x, a8 = x, a9 = x; \\
+      const auto start = std::chrono::steady_clock::now();                                                  \\
+      for (int k = 0; k < 1000; ++k) {                                                                      \\
+        ONE(a0, STEP, LIVE) ONE(a1, STEP, LIVE) ONE(a2, STEP, LIVE) ONE(a3, STEP, LIVE) ONE(a4, STEP, LIVE)  \\
+        ONE(a5, STEP, LIVE) ONE(a6, STEP, LIVE) ONE(a7, STEP, LIVE) ONE(a8, STEP, LIVE) ONE(a9, STEP, LIVE)  \\
+      }                                                                                                     \\
       const double ns = std::chrono::duration<double, std::nano>(std::chrono::steady_clock::now() - start).count() / 10000; \\
-      best = ns < best ? ns : best;                                                                                         \\
-    }                                                                                                                       \\
-    return best;                                                                                                            \\
+      best = ns < best ? ns : best;                                                                         \\
+    }                                                                                                       \\
+    return best;                                                                                            \\
   }
+#define ONE(a, STEP, LIVE) a = STEP(a); __asm__ volatile("" : LIVE(a), LIVE(x), LIVE(w));
 #define STEP128(a) _mm_add_epi32(a, _mm_madd_epi16(x, w))
 #define STEP256(a) _mm256_add_epi32(a, _mm256_madd_epi16(x, w))
 #define STEP512(a) _mm512_add_epi32(a, _mm512_madd_epi16(x, w))

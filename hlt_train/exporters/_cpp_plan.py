@@ -19,11 +19,11 @@ __all__ = ["Plan", "Value"]
 _SCALE = 2.0**100  # of scale * 2**f: up to it, flushing subnormals to zero (which -ffast-math turns on for the whole process) moves no rounded input
 _RESERVED = frozenset(  # what the header declares or uses
     """
-    affine affine_float affine_madd avx2 avx512 chosen clamp count detail dispatch_error divide_floor divide_half_even divide_half_up evaluate evaluate_batch
-    evaluate_groups exact exponents first gelu Group groups has_avx2 has_avx512 has_baseline has_registers has_score has_vnni i Input input is_nan j least limit
-    link load4 load_bits Logit logits madd256 madd512 madd_block n_groups n_outputs n_paths nearest normalise opaque opaque4 outputs P p passes Path path paths
-    plain quantise quantise4 quantise_all relu requantise_sat Round same score shift4 shift_floor shift_half_even shift_half_up silu sse2 standardise std tanh
-    v vnni vnni256 vnni512 working_points WorkingPoint wrap x
+    affine affine_float affine_madd avx2 avx512 chosen clamp count detail dispatch_error divide_floor divide_half_even divide_half_up evaluate
+    evaluate_batch evaluate_groups exact exponents first gelu Group groups has has_avx2 has_avx512 has_baseline has_score has_vnni i in_order4 Input input
+    is_nan j least limit link load4 load_bits Logit logits madd256 madd512 madd_block n_groups n_outputs n_paths nearest normalise opaque opaque4 outputs
+    P p passes Path path paths plain quantise quantise4 quantise_all relu requantise_sat Round same score shift4 shift_floor shift_half_even shift_half_up
+    silu sse2 standardise std tanh v vnni vnni256 vnni512 working_points WorkingPoint wrap x
     """.split()  # noqa: SIM905
 )
 

@@ -42,11 +42,17 @@ INLINE Vec pack_bytes(Vec a, Vec b) noexcept {
 INLINE Vec widen(const std::int16_t* p) noexcept { return _mm256_cvtepi16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p))); }
 INLINE Vec widen(const std::int32_t* p) noexcept { return load(p); }
 
+// A sum that the compiler may not merge with the next one: rearranged additions of many products do not fit the registers.
+INLINE Vec in_order(Vec v) noexcept {
+  __asm__("" : "+x"(v));
+  return v;
+}
+
 // acc + products of four bytes or two int16 per lane, by the type of x. The sums of two products of bytes are proved to fit int16.
 template <class X>
 INLINE Vec multiply(Vec acc, Vec x, Vec w) noexcept {
-  if constexpr (sizeof(X) == 1) return add(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1)));
-  return add(acc, _mm256_madd_epi16(x, w));
+  if constexpr (sizeof(X) == 1) return in_order(add(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1))));
+  return in_order(add(acc, _mm256_madd_epi16(x, w)));
 }
 
 // As `detail::opaque`, for eight.

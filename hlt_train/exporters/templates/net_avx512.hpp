@@ -44,11 +44,17 @@ INLINE Vec widen(const std::int16_t* p) noexcept {
 }
 INLINE Vec widen(const std::int32_t* p) noexcept { return load(p); }
 
+// A sum that the compiler may not merge with the next one: rearranged additions of many products do not fit the registers.
+INLINE Vec in_order(Vec v) noexcept {
+  __asm__("" : "+v"(v));
+  return v;
+}
+
 // acc + products of four bytes or two int16 per lane, by the type of x. The sums of two products of bytes are proved to fit int16.
 template <class X>
 INLINE Vec multiply(Vec acc, Vec x, Vec w) noexcept {
-  if constexpr (sizeof(X) == 1) return add(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(x, w), _mm512_set1_epi16(1)));
-  return add(acc, _mm512_madd_epi16(x, w));
+  if constexpr (sizeof(X) == 1) return in_order(add(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(x, w), _mm512_set1_epi16(1))));
+  return in_order(add(acc, _mm512_madd_epi16(x, w)));
 }
 
 // As `detail::opaque`, for sixteen.

@@ -18,7 +18,7 @@ struct Choice {
   const char* error;
 };
 
-constexpr static const Path* find(const char* name) noexcept {
+static constexpr const Path* find(const char* name) noexcept {
   for (const Path& path : paths) {
     if (same(path.name, name)) return &path;
   }

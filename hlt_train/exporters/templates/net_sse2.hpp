@@ -41,12 +41,20 @@ static inline void quantise_all(const float* x, const float (&centre)[N], const 
   }
 }
 
+// A sum that the compiler may not merge with the next one: rearranged additions of many products do not fit the registers.
+static inline __m128i in_order4(__m128i v) noexcept {
+#if defined(__GNUC__)
+  __asm__("" : "+x"(v));
+#endif
+  return v;
+}
+
 // 4 sizeof...(K) outputs of w x + b in as many registers. Weights lie as they are read: per pair of inputs, per output, the pair's two weights.
 template <bool Relu, std::size_t I, std::size_t... K>
 static inline void madd_block(const std::int16_t* x, const std::int16_t* w, const std::int32_t* b, std::int32_t* y, std::index_sequence<K...>) noexcept {
   __m128i acc[] = {load4(b + 4 * K)...};
   const auto pair = [&](__m128i two) {
-    ((acc[K] = _mm_add_epi32(acc[K], _mm_madd_epi16(two, load4(w + 8 * K)))), ...);
+    ((acc[K] = in_order4(_mm_add_epi32(acc[K], _mm_madd_epi16(two, load4(w + 8 * K))))), ...);
     w += 8 * sizeof...(K);
   };
   for (std::size_t i = 0; i < I; i += 8) {
