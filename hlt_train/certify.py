@@ -200,7 +200,6 @@ def _statement(material: Material, expected: _Expected) -> dict[str, Any]:
     flips = one_step(graph, x, lambda z: _decided(material, z))
     return {
         "exact": graph.exact,
-        "starts_at": "float",
         "vectors": {"compared": len(golden), "shipped": len(expected.shipped), "by_category": counted},
         "reach": {name: reach._asdict() for name, reach in expected.reach.items()},
         "proof": summary(prove(graph)),

@@ -1,9 +1,14 @@
-"""What every discovered exporter keeps: the artefact computes the golden integers, and an artefact that does not never leaves `export`."""
+"""What every discovered exporter keeps: the artefact computes the golden integers, and an artefact that does not never leaves `export`.
+
+A target may refuse a graph, by the name of one of its nodes and with an alternative; every target takes the plain MLP.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +21,7 @@ from hlt_train.certify import Material, export_graph
 from hlt_train.errors import RunFailed, UsageError
 from hlt_train.exporters import Exporter
 from hlt_train.golden import read_golden
-from hlt_train.graph import Fixed, Graph, Output, Quant, Requant, evaluate, input_node
+from hlt_train.graph import Fixed, Graph, Output, Quant, Requant, Round, evaluate, input_node
 from hlt_train.progress import Progress
 from hlt_train.selftest import run_selftest
 from hlt_train.vectors import vectors
@@ -24,7 +29,9 @@ from tests import graphs
 
 EXPORTERS = plugins.names("exporters")
 QUIET = Progress(quiet=True)
+TAKES_ALL = ("cpp", "onnx")  # of what is in GRAPHS, float networks, and every mistake
 GRAPHS: dict[str, Callable[[], Graph]] = {
+    "plain": lambda: subject("half_even"),
     "mlp": lambda: graphs.mlp(1, outputs=3),
     "sum": lambda: graphs.deepsets(0),
     "max": lambda: graphs.deepsets(1, kind="max"),
@@ -40,15 +47,28 @@ def make(name: str) -> Exporter:
     return exporter
 
 
+def refused(name: str, graph: Graph, error: UsageError) -> None:
+    """A refusal names a node of the graph and what comes nearest."""
+    assert name not in TAKES_ALL, error
+    assert any(error.where == f"node '{node.name}'" and f"'{node.name}'" in error.what for node in graph.nodes), error
+    assert error.near, error
+
+
 @pytest.mark.parametrize("name", EXPORTERS)
 @pytest.mark.parametrize("kind", GRAPHS)
-def test_the_artefact_gives_the_golden_integers(tmp_path: Path, name: str, kind: str) -> None:
+def test_the_artefact_gives_the_golden_integers_or_is_refused_by_node(tmp_path: Path, name: str, kind: str) -> None:
     graph, seed = GRAPHS[kind](), 1
     exporter = make(name)
-    facts = exporter.write(graph, tmp_path)
+    try:
+        facts = exporter.write(graph, tmp_path)
+    except UsageError as error:
+        refused(name, graph, error)
+        assert kind != "plain", error
+        return
     assert facts["target"] == name
     assert facts["bit_exact"]
-    assert facts["starts_at"] == "float"
+    assert facts["starts_at"] in ("float", "grid")
+    assert facts["starts_at"] == "float" or (tmp_path / "graph.json").is_file()
     x = vectors(graph, n=3000, seed=seed).x
     found = exporter.load(tmp_path)(x)
     assert found.dtype == np.int64
@@ -56,7 +76,7 @@ def test_the_artefact_gives_the_golden_integers(tmp_path: Path, name: str, kind:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", EXPORTERS)
+@pytest.mark.parametrize("name", TAKES_ALL)
 def test_many_wild_graphs(tmp_path: Path, name: str) -> None:
     exporter, refused = make(name), 0
     for seed in range(40):
@@ -74,10 +94,15 @@ def test_many_wild_graphs(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", EXPORTERS)
-def test_a_float_network_keeps_its_deviation(tmp_path: Path, name: str) -> None:
+def test_a_float_network_keeps_its_deviation_or_is_refused_by_node(tmp_path: Path, name: str) -> None:
     graph = graphs.float_mlp(1, activation="relu")
     exporter = make(name)
-    assert not exporter.write(graph, tmp_path)["bit_exact"]
+    try:
+        facts = exporter.write(graph, tmp_path)
+    except UsageError as error:
+        refused(name, graph, error)
+        return
+    assert not facts["bit_exact"]
     x = vectors(graph, n=500).x
     found, expected = exporter.load(tmp_path)(x), evaluate(graph, x)
     assert found.dtype == np.float32
@@ -86,16 +111,21 @@ def test_a_float_network_keeps_its_deviation(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPORTERS)
 def test_a_certified_directory_stands_alone(tmp_path: Path, name: str) -> None:
-    graph = graphs.deepsets(2)
+    graph = graphs.deepsets(2) if takes(name, graphs.deepsets(2)) else subject("half_even")
     exporter = make(name)
     certificate = export_graph(
         Material(graph, POINTS, graphs.features(graph, 1000)), {name: exporter}, tmp_path / "out", n_vectors=4000, keep=100, progress=QUIET
     )[name]
     directory = tmp_path / "out" / name
-    assert certificate["vectors"]["compared"] == 4000
-    assert certificate["logits"] == {"compared": 8000, "differing": 0}
-    assert certificate["decisions"] == {"compared": 8000, "differing": 0}
-    assert {*exporter.artefacts, "graph.json", "golden.bin", "golden.json", "working_points.json"} == certificate["sha256"].keys()
+    compared = certificate["vectors"]["compared"]
+    assert compared >= 4000
+    assert certificate["logits"] == {"compared": 2 * compared, "differing": 0}
+    assert certificate["decisions"] == {"compared": 2 * compared, "differing": 0}
+    assert certificate["starts_at"] == starts_at(name)
+    folders = tuple(file for file in exporter.artefacts if file.endswith("/"))
+    hashed = {next((folder for folder in folders if file.startswith(folder)), file) for file in certificate["sha256"]}
+    assert {*exporter.artefacts, "graph.json", "golden.bin", "golden.json", "working_points.json"} == hashed
+    assert {file.relative_to(directory).as_posix() for file in directory.rglob("*") if file.is_file()} == {*certificate["sha256"], "certificate.json"}
     assert {"median_ns", "p99_ns", "cold_p50_ns"} <= certificate["latency"].keys()
     assert certificate["latency"]["median_ns"] > 0
     assert run_selftest(directory)["passed"]
@@ -115,17 +145,41 @@ def test_a_certified_directory_stands_alone(tmp_path: Path, name: str) -> None:
 # ------------------------------------------------------------------------------------------------------- an exporter that is wrong by little
 
 
-def subject() -> Graph:
+def subject(round: Round = "half_up") -> Graph:
     """Every neuron alive, every mode reached, generic centres and scales."""
     rng = np.random.default_rng(5)
     nodes = (
         input_node("in", graphs.group(rng, "event", 4), Fixed(True, 3, 3)),
         graphs.affine(rng, "dense", "in", 4, 6, relu=False, f=7),
-        Requant("act", ("dense",), Quant(Fixed(True, 2, 3), "half_up", "sat")),
+        Requant("act", ("dense",), Quant(Fixed(True, 2, 3), round, "sat")),
         graphs.affine(rng, "logits", "act", 6, 2, relu=False),
         Output("out", ("logits",), ("a", "b"), "none", np.array([1, -1], np.int64)),
     )
     return Graph(nodes)
+
+
+def takes(name: str, graph: Graph) -> bool:
+    """Whether a target takes a graph; a refusal must be a good one."""
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            make(name).write(graph, Path(scratch))
+        except UsageError as error:
+            refused(name, graph, error)
+            return False
+    return True
+
+
+@functools.cache
+def rounding_of(name: str) -> Round:
+    """How the subject rounds for a target: half up, or half even for those that have no half up."""
+    return "half_up" if takes(name, subject("half_up")) else "half_even"
+
+
+@functools.cache
+def starts_at(name: str) -> str:
+    """Where a target's artefact begins."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return str(make(name).write(subject("half_even"), Path(scratch))["starts_at"])
 
 
 def edit(graph: Graph, name: str, change: Callable[[Any], dict[str, Any]]) -> Graph:
@@ -145,8 +199,8 @@ def fraction(array: np.ndarray) -> np.ndarray:
 
 MISTAKES: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
     "weight": ("dense", lambda node: {"w": nudged(node.w, (1, 2))}),
-    "shift": ("act", lambda node: {"quant": Quant(Fixed(True, 1, 4), "half_up", "sat")}),
-    "rounding": ("act", lambda node: {"quant": dataclasses.replace(node.quant, round="half_even")}),
+    "shift": ("act", lambda node: {"quant": dataclasses.replace(node.quant, to=Fixed(True, 1, 4))}),
+    "rounding": ("act", lambda node: {"quant": dataclasses.replace(node.quant, round="half_even" if node.quant.round == "half_up" else "floor")}),
     "overflow": ("act", lambda node: {"quant": dataclasses.replace(node.quant, over="sat_sym")}),
     "input limit": ("in", lambda node: {"hi": node.hi - np.eye(4, dtype=np.int64)[2]}),
     "centre": ("in", lambda node: {"centre": fraction(node.centre)}),
@@ -155,17 +209,40 @@ MISTAKES: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
 }
 
 
+INPUT_STEP = {"input limit", "centre", "scale", "nan"}  # before an artefact that starts at the grid, which holds nothing of it
+
+
 @pytest.mark.parametrize("name", EXPORTERS)
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_an_artefact_that_is_wrong_by_little_never_appears(tmp_path: Path, name: str, mistake: str) -> None:
-    right = make(name)
+    if mistake in INPUT_STEP and starts_at(name) == "grid":
+        return  # the next test shows that there is nothing to be wrong
+    right, graph = make(name), subject(rounding_of(name))
     node, change = MISTAKES[mistake]
     wrong = right._replace(write=lambda graph, directory: right.write(edit(graph, node, change), directory))
     with pytest.raises(RunFailed, match=f"{name}: .* vectors differ") as error:
-        export_graph(Material(subject(), POINTS), {name: wrong}, tmp_path / "out", n_vectors=8000, progress=QUIET)
+        export_graph(Material(graph, POINTS), {name: wrong}, tmp_path / "out", n_vectors=8000, progress=QUIET)
     assert "expected" in error.value.where
     assert "got" in error.value.where
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_an_artefact_that_starts_at_the_grid_holds_nothing_of_the_input_step(tmp_path: Path, name: str) -> None:
+    if starts_at(name) == "float":
+        return
+    exporter, right = make(name), subject("half_even")
+    wrong = right
+    for mistake in INPUT_STEP:
+        wrong = edit(wrong, *MISTAKES[mistake])
+    exporter.write(wrong, tmp_path)
+    other = tmp_path / "right"
+    other.mkdir()
+    exporter.write(right, other)
+    (other / "graph.json").replace(tmp_path / "graph.json")
+    x = vectors(right, n=3000).x
+    assert np.array_equal(exporter.load(tmp_path)(x), evaluate(right, x))
+    assert (evaluate(wrong, x) != evaluate(right, x)).any()
 
 
 @pytest.mark.parametrize("name", EXPORTERS)
@@ -178,17 +255,23 @@ def test_a_failed_selftest_leaves_nothing(tmp_path: Path, name: str) -> None:
         script.write_text("import sys\nsys.exit('broken')\n")
 
     with pytest.raises(RunFailed, match="selftest fails"):
-        export_graph(Material(subject(), POINTS), {name: right._replace(complete=complete)}, tmp_path / "out", n_vectors=500, progress=QUIET)
+        export_graph(Material(subject(rounding_of(name)), POINTS), {name: right._replace(complete=complete)}, tmp_path / "out", n_vectors=500, progress=QUIET)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_all_exporters_are_seen() -> None:
-    assert {"cpp", "onnx"} <= set(EXPORTERS)
+    assert {"cpp", "hls4ml", "onnx", "qonnx"} <= set(EXPORTERS)
 
 
-def test_the_subject_of_the_mistakes_is_alive() -> None:
+@pytest.mark.parametrize("name", TAKES_ALL)
+def test_some_targets_take_the_input_step_and_half_up(name: str) -> None:
+    assert (starts_at(name), rounding_of(name)) == ("float", "half_up")
+
+
+@pytest.mark.parametrize("rule", ["half_up", "half_even"])
+def test_the_subject_of_the_mistakes_is_alive(rule: Round) -> None:
     """Otherwise a mistake might not show for a reason that has nothing to do with an exporter."""
-    graph = subject()
+    graph = subject(rule)
     x = vectors(graph, n=8000).x
     for node, change in MISTAKES.values():
         assert (evaluate(edit(graph, node, change), x) != evaluate(graph, x)).any()
