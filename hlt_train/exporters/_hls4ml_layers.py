@@ -1,11 +1,11 @@
 """A graph as hls4ml's own list of layers, every type of every layer stated: no type is left to a default or to inference.
 
-Widths come from the proof (`hlt_train.proof`), so nothing inside overflows or rounds except the `FixedPointQuantizer` layers, one per `Requant`, whose widths are
-per element. hls4ml's own derivation of widths is switched off: it narrows a saturating quantiser to its source's fraction bits, and a value that saturates then
-stops short of the format's largest.
+Widths come from the proof (`hlt_train.proof`), so nothing inside overflows or rounds except the `FixedPointQuantizer` layers, one per `Requant`, whose widths
+are per element. hls4ml's own derivation of widths is switched off: it narrows a saturating quantiser to its source's fraction bits, and a value that saturates
+then stops short of the format's largest.
 
-Constituents beyond the count are masked by a second input per collection, one bit per constituent: the bit is copied to every feature and multiplied into what a
-`Pool` or `Flatten` reads. A sum is a 1x1 convolution with weights 1 over the transposed constituents.
+Constituents beyond the count are masked by a second input per collection, one bit per constituent: the bit is copied to every feature and multiplied into
+what a `Pool` or `Flatten` reads. A sum is a 1x1 convolution with weights 1 over the transposed constituents.
 """
 
 from __future__ import annotations
@@ -143,7 +143,9 @@ class Layers:
         self.precisions[acc.layer] |= types
         if not node.relu:
             return acc
-        return self._layer(node, "Activation", [acc.layer], self._type(node), outputs, source.length, "relu", activation="relu", n_in=outputs * (source.length or 1))
+        return self._layer(
+            node, "Activation", [acc.layer], self._type(node), outputs, source.length, "relu", activation="relu", n_in=outputs * (source.length or 1)
+        )
 
     def _sums(self, node: Affine, source: Proof) -> Type:
         """The type of every partial sum, in any order."""
@@ -175,12 +177,12 @@ class Layers:
         keep = np.full(source.n, int(quant.to.signed))
         mask = tuple(np.broadcast_to(value, (1, *source.shape)).astype(np.int16) for value in (keep, width, np.where(width > 0, integer, 0)))
         over = "SAT" if quant.over == "sat_sym" and not quant.to.signed else OVERFLOW[quant.over]
-        attributes = {"mask_kbi": mask, "RND": ROUNDING[quant.round], "SAT": over, "overrides": {}, "fusible": False}
+        attributes: dict[str, Any] = {"mask_kbi": mask, "RND": ROUNDING[quant.round], "SAT": over, "overrides": {}, "fusible": False}
         return self._layer(node, "FixedPointQuantizer", [source.layer], self._type(node), source.n, source.length, **attributes)
 
     def _merge(self, node: Add | Concat, sources: list[Array]) -> Array:
         """Two at a time; every intermediate type holds all that can arise."""
-        total = sources[0]
+        total, attributes = sources[0], dict[str, Any]()
         for k, source in enumerate(sources[1:]):
             suffix = f"part{k}" if k < len(sources) - 2 else ""
             if isinstance(node, Add):

@@ -94,7 +94,9 @@ def _check(model: Any, layers: Layers) -> None:
         for variable, wanted in layers.precisions[name].items():
             found = node.get_output_variable().type.precision if variable == "result" else node.get_attr(f"{variable}_t").precision
             if (found.signed, found.width, found.integer) != tuple(wanted):
-                raise RunFailed(f"hls4ml made {found} of the {variable} of '{name}', asked was {wanted}", where=name, then="report it with the version of hls4ml")
+                raise RunFailed(
+                    f"hls4ml made {found} of the {variable} of '{name}', asked was {wanted}", where=name, then="report it with the version of hls4ml"
+                )
 
 
 def _port(variable: Any, type_: Type) -> Port:

@@ -5,6 +5,7 @@ The project starts at the integers of the input step (`docs/numbers.md`, section
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +58,7 @@ def hls4ml(
         words = find_compiler(compiler)
         only_exact(graph, "hls4ml")
         layers = Layers(graph)
-        project = write_project(
-            layers, directory, name, backend=backend, part=part, clock_ns=clock_ns, namespace=f"hls4ml_{name}" if emulator else ""
-        )
+        project = write_project(layers, directory, name, backend=backend, part=part, clock_ns=clock_ns, namespace=f"hls4ml_{name}" if emulator else "")
         _write_interface(graph, layers, project, directory, name, emulator=emulator)
         return {
             "target": "hls4ml",
@@ -75,9 +74,6 @@ def hls4ml(
             "compiler": version(words),
         }
 
-    def complete(directory: Path) -> None:
-        write_testbench(directory)
-
     def load(directory: Path) -> Any:
         graph, evaluate = _open(directory, compiler)
         return lambda x: evaluate(input_integers(graph, x), x.counts)
@@ -91,11 +87,20 @@ def hls4ml(
             "flags": " ".join(_hls4ml_run.FLAGS),
         }
 
-    own = ("interface.json", "net_c.cpp", "run.py", "selftest.py")
-    theirs = ("build_lib.sh", "build_opt.tcl", "build_prj.tcl", "hls4ml_config.yml", "project.tcl", "vivado_synth.tcl", f"{name}_bridge.cpp", f"{name}_test.cpp")
+    own: tuple[str, ...] = ("interface.json", "net_c.cpp", "run.py", "selftest.py")
+    theirs: tuple[str, ...] = (
+        "build_lib.sh",
+        "build_opt.tcl",
+        "build_prj.tcl",
+        "hls4ml_config.yml",
+        "project.tcl",
+        "vivado_synth.tcl",
+        f"{name}_bridge.cpp",
+        f"{name}_test.cpp",
+    )
     if backend == "vivado":
         theirs = tuple(file for file in theirs if file != "build_opt.tcl")
-    return Exporter(write, load, latency, (*own, *theirs, "firmware/", "tb_data/", *(("emulator/",) if emulator else ())), complete)
+    return Exporter(write, load, latency, (*own, *theirs, "firmware/", "tb_data/", *(("emulator/",) if emulator else ())), write_testbench)
 
 
 def _write_interface(graph: Graph, layers: Layers, project: Project, directory: Path, name: str, *, emulator: bool) -> None:
@@ -130,7 +135,16 @@ def _write_emulator(project: Project, directory: Path, name: str) -> None:
 def _open(directory: Path, compiler: str) -> tuple[Graph, Evaluate]:
     if not (directory / "net_c.cpp").is_file():
         raise UsageError("this is not an export of the target hls4ml: net_c.cpp is missing", where=str(directory))
+    read = [directory / "interface.json", directory / "net_c.cpp", *sorted(path for path in (directory / "firmware").rglob("*") if path.is_file())]
+    key = "".join(f"{path.relative_to(directory)} {files.sha256(path)}\n" for path in read)
     try:
-        return read_graph(directory), _hls4ml_run.load(directory, find_compiler(compiler))
+        return read_graph(directory), _compiled(key, directory, find_compiler(compiler))
     except RuntimeError as error:
         raise RunFailed(str(error), where=str(directory)) from error
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(key: str, directory: Path, words: tuple[str, ...]) -> Evaluate:
+    """The emulator; `key` names every byte that it is compiled from, so that the same files are compiled once."""
+    del key
+    return _hls4ml_run.load(directory, words)

@@ -59,12 +59,9 @@ def refused(name: str, graph: Graph, error: UsageError) -> None:
 def test_the_artefact_gives_the_golden_integers_or_is_refused_by_node(tmp_path: Path, name: str, kind: str) -> None:
     graph, seed = GRAPHS[kind](), 1
     exporter = make(name)
-    try:
-        facts = exporter.write(graph, tmp_path)
-    except UsageError as error:
-        refused(name, graph, error)
-        assert kind != "plain", error
+    if kind != "plain" and not takes(name, graph):
         return
+    facts = exporter.write(graph, tmp_path)
     assert facts["target"] == name
     assert facts["bit_exact"]
     assert facts["starts_at"] in ("float", "grid")

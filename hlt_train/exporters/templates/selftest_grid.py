@@ -67,7 +67,7 @@ def array_of(content: dict[str, Any] | int) -> np.ndarray:
 
 
 def input_step(node: dict[str, Any], x: np.ndarray) -> np.ndarray:
-    """t = fl32(fl32(x - centre) * fl32(scale * 2**f)), clamped, rounded half to even; NaN gives the declared integer."""
+    """Integers of float32 x: t = fl32(fl32(x - centre) * fl32(scale * 2**f)), clamped, rounded half to even; NaN gives the declared integer."""
     centre, scale, lo, hi, nan = (array_of(node[name]) for name in ("centre", "scale", "lo", "hi", "nan"))
     factor = np.ldexp(scale.astype(np.float64), array_of(node["quant"]["to"]["f"]).astype(np.int32)).astype(np.float32)
     missing = np.isnan(x)
