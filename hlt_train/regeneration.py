@@ -16,8 +16,6 @@ from hlt_train.graph import Graph
 
 __all__ = ["check_regenerated"]
 
-READ = ("working_points.json",)  # what `complete` may read
-
 
 def check_regenerated(directory: Path, graph: Graph, exporter: Exporter, program: str) -> None:
     """Write the artefacts again and compare them.
@@ -34,17 +32,27 @@ def check_regenerated(directory: Path, graph: Graph, exporter: Exporter, program
     with tempfile.TemporaryDirectory(prefix="hlt-train-") as scratch:
         again = Path(scratch)
         exporter.write(graph, again)
-        for name in READ:
-            if (directory / name).is_file():
-                shutil.copyfile(directory / name, again / name)
+        for path in directory.iterdir():  # what `complete` may read
+            if path.is_file() and path.name not in exporter.artefacts and not (again / path.name).exists():
+                shutil.copyfile(path, again / path.name)
         exporter.complete(again)
         for name in exporter.artefacts:
-            found = directory / name
-            if not found.is_file() or files.sha256(found) != files.sha256(again / name):
-                ours = f"hlt-train {__version__}"
-                told = "" if program == ours else f" ({program} wrote it, this is {ours})"
-                raise UsageError(
-                    f"{name} is not what this program writes for graph.json{told}, and it would run here",
-                    where=str(found),
-                    then="export the run again, or give --trust if you know who made these files",
-                )
+            if name in exporter.data:
+                continue
+            for file in sorted(_below(directory, name) | _below(again, name)):
+                found = directory / file
+                if not found.is_file() or not (again / file).is_file() or files.sha256(found) != files.sha256(again / file):
+                    ours = f"hlt-train {__version__}"
+                    told = "" if program == ours else f" ({program} wrote it, this is {ours})"
+                    raise UsageError(
+                        f"{file} is not what this program writes for graph.json{told}, and it would run here",
+                        where=str(found),
+                        then="export the run again, or give --trust if you know who made these files",
+                    )
+
+
+def _below(directory: Path, name: str) -> set[str]:
+    """The files of an artefact, by their paths in the directory; a name that ends in "/" is a folder."""
+    if not name.endswith("/"):
+        return {name}
+    return {path.relative_to(directory).as_posix() for path in (directory / name).rglob("*") if path.is_file()}

@@ -100,7 +100,8 @@ def hls4ml(
     )
     if backend == "vivado":
         theirs = tuple(file for file in theirs if file != "build_opt.tcl")
-    return Exporter(write, load, latency, (*own, *theirs, "firmware/", "tb_data/", *(("emulator/",) if emulator else ())), write_testbench)
+    artefacts = (*own, *theirs, "firmware/", "tb_data/", *(("emulator/",) if emulator else ()))
+    return Exporter(write, load, latency, artefacts, write_testbench, local=("compiler",), data=("tb_data/",))
 
 
 def _write_interface(graph: Graph, layers: Layers, project: Project, directory: Path, name: str, *, emulator: bool) -> None:

@@ -23,6 +23,7 @@ from hlt_train.exporters import Exporter
 from hlt_train.golden import read_golden
 from hlt_train.graph import Fixed, Graph, Output, Quant, Requant, Round, evaluate, input_node
 from hlt_train.progress import Progress
+from hlt_train.regeneration import check_regenerated
 from hlt_train.selftest import run_selftest
 from hlt_train.vectors import vectors
 from tests import graphs
@@ -126,6 +127,7 @@ def test_a_certified_directory_stands_alone(tmp_path: Path, name: str) -> None:
     assert {"median_ns", "p99_ns", "cold_p50_ns"} <= certificate["latency"].keys()
     assert certificate["latency"]["median_ns"] > 0
     assert run_selftest(directory)["passed"]
+    check_regenerated(directory, graph, exporter, certificate["program"])  # the same files once more
     # One expected integer off by one, hashes made to agree: the artefact itself must say so.
     head = json.loads((directory / "golden.json").read_text())
     golden = read_golden(directory)
