@@ -88,12 +88,18 @@ def _text(result: dict[str, Any]) -> str:
         "",
         f"{costs['parameters']:,} parameters, {costs['macs']:,} multiply-accumulates, {costs['bit_operations']:,} bit operations",
     ]
+    fpga = first["fpga"]
+    lines.append(f"FPGA: {fpga if isinstance(fpga, str) else _fpga(fpga)}")
     if first["proof"]:
         widest = max(first["proof"], key=lambda name: first["proof"][name]["acc_bits"])
         lines.append(f"widest accumulator: {first['proof'][widest]['acc_bits']} bits in {widest}, proved for every input")
     moved = f"; {flips['integer_inputs_flipped']:.2g} of the integer inputs" if "integer_inputs_flipped" in flips else ""
     lines.append(f"inputs moved by one float32 step flip {flips['decisions_flipped']:.2g} of the decisions{moved}")
     return "\n".join(lines)
+
+
+def _fpga(estimate: dict[str, Any]) -> str:
+    return f"about {estimate['luts']:,} LUTs, {estimate['cycles']} cycles of {estimate['clock_ns']:g} ns ({estimate['by']})"
 
 
 def _row(name: str, certificate: dict[str, Any]) -> list[object]:

@@ -23,6 +23,7 @@ from hlt_train.cost import cost
 from hlt_train.decisions import decide, scores, thresholds
 from hlt_train.errors import RunFailed, UsageError
 from hlt_train.exporters import Exporter
+from hlt_train.exporters._alkaid_trace import estimate
 from hlt_train.golden import CATEGORIES, Golden, write_golden
 from hlt_train.graph import Graph, evaluate
 from hlt_train.graph_document import FORMAT as GRAPH_FORMAT
@@ -67,11 +68,12 @@ class Material:
 
 @dataclass(frozen=True, eq=False)
 class _Expected:
-    """All vectors with what they must give, and the rows that ship."""
+    """All vectors with what they must give, the rows that ship, and what the graph would cost in an FPGA."""
 
     golden: Golden
     shipped: np.ndarray
     reach: dict[str, Reach]
+    fpga: dict[str, Any] | str
 
 
 def graph_hash(graph: Graph) -> str:
@@ -136,7 +138,7 @@ def _expect(material: Material, n: int, seed: int, keep: int | None) -> _Expecte
     if keep is None:
         row = row_bytes(graph) + 8 * (outputs.shape[1] + 1) + len(golden.decisions) + 1
         keep = max(SHIPPED // row - len(subset(category, 0, seed)), 0)
-    return _Expected(golden, subset(category, keep, seed), reach)
+    return _Expected(golden, subset(category, keep, seed), reach, estimate(graph))
 
 
 def _rows(golden: Golden, rows: np.ndarray) -> Golden:
@@ -204,6 +206,7 @@ def _statement(material: Material, expected: _Expected) -> dict[str, Any]:
         "reach": {name: reach._asdict() for name, reach in expected.reach.items()},
         "proof": summary(prove(graph)),
         "cost": cost(graph),
+        "fpga": expected.fpga,
         "one_ulp": {"of": "validation rows" if material.data is not None else "random vectors", **flips},
         "graph_sha256": graph_hash(graph),
         "sources": dict(material.sources),

@@ -1,0 +1,45 @@
+"""Target `lwtnn`: JSON for lwtnn, in its sequential form for a chain of layers on scalars, in its graph form otherwise; float networks only.
+
+Normalisation is lwtnn's own `(x + offset) * scale`. The clip of the card is made of elementwise layers, also for infinities; a NaN must be replaced by the
+stated `default` before, which lwtnn leaves to `lwt::NanReplacer`. lwtnn computes in double and cannot round, so fixed-point networks are refused.
+"""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from hlt_train import __version__, files
+from hlt_train.exporters import Exporter
+from hlt_train.exporters._lwtnn_nodes import graph_form, is_chain, refuse, sequential_form
+from hlt_train.exporters._lwtnn_run import latency, load
+from hlt_train.graph import Graph
+
+__all__ = ["lwtnn"]
+
+
+def lwtnn() -> Exporter:
+    """JSON for lwtnn: float networks of dense layers, with sum over constituents; computed in double, deviation stated."""
+
+    def write(graph: Graph, directory: Path) -> dict[str, Any]:
+        refuse(graph)
+        chain = is_chain(graph)
+        document = sequential_form(graph) if chain else graph_form(graph)
+        document["miscellaneous"] = {"program": f"hlt-train {__version__}"}
+        files.write_text(directory / "network.json", json.dumps(document, indent=1) + "\n")
+        templates = resources.files("hlt_train.exporters").joinpath("templates")
+        for name, template in (("selftest.py", "selftest_reader.py"), ("reader.py", "reader_lwtnn.py")):
+            files.write_text(directory / name, templates.joinpath(template).read_text())
+        return {
+            "target": "lwtnn",
+            "bit_exact": False,
+            "starts_at": "float",
+            "form": "sequential" if chain else "graph",
+            "layers": len(document["layers"]),
+            "condition": "a NaN is replaced by the variable's default before the network, as lwt::NanReplacer does; the vectors were compared so",
+            "compared_with": "reader.py, which computes what lwtnn does in float64 with NumPy; lwtnn's own sums differ by roundings of float64",
+        }
+
+    return Exporter(write, load, latency, ("network.json", "reader.py", "selftest.py"))
