@@ -425,6 +425,8 @@ def test_the_same_bits_from_every_compiler_level_and_floating_point_flag(level: 
     """main.cpp compares every path with the golden vectors, in a process of its own."""
     compiler = ZIG if clang else find_compiler()
     for name, flags in MATHS.items():
+        if level in {"-O0", "-O1"} and name.startswith("contract o"):
+            continue  # nothing is contracted there
         for directory in (written, chained):
             compile_cpp(compiler, [directory / "main.cpp"], tmp_path / "check", [level, *flags])
             done = subprocess.run([tmp_path / "check", "--no-time"], cwd=directory, capture_output=True, text=True, check=False)
