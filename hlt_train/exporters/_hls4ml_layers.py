@@ -73,10 +73,7 @@ class Layers:
             if not isinstance(node, Input):
                 self.arrays[node.name] = self._node(node, [self.arrays[name] for name in node.sources])
         self.output = self.arrays[graph.output.name]
-        for node in (*graph.inputs, graph.output):
-            width = self.arrays[node.name].type.width
-            if width > PORT:
-                raise refuse(node, f"needs {width} bits in one type, more than {PORT}", then="use closer exponents")
+        self._port(graph.output)
 
     @property
     def inputs(self) -> list[str]:
@@ -87,10 +84,16 @@ class Layers:
         masked = {node.group for node in self.graph.nodes if isinstance(node, Pool | Flatten)}
         for node in self.graph.inputs:
             self.arrays[node.name] = self._input(node, self._type(node), len(node.variables), node.length)
+            self._port(node)
         for node in self.graph.inputs:
             if node.length is not None and node.group in masked:
                 mask = self._input(node, Type(False, 1, 1), 1, node.length, "valid")
                 self.masks[node.group] = mask.layer
+
+    def _port(self, node: Node) -> None:
+        width = self.arrays[node.name].type.width
+        if width > PORT:
+            raise refuse(node, f"needs {width} bits in one type, more than {PORT}", then="use closer exponents")
 
     def _input(self, node: Node, type_: Type, n: int, length: int | None, suffix: str = "") -> Array:
         shape = [n] if length is None else [length, n]
