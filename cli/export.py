@@ -20,6 +20,7 @@ __all__ = ["command"]
 @click.option("--keep", metavar="N", type=click.IntRange(min=0), help="Random and data vectors that ship beside the constructed ones.  [default: about 16 MB]")
 @click.option("--profile", metavar="NAME", help="How the onnx target is loaded: plain, cmssw, triton or athena. Short for --set onnx.profile=NAME.")
 @click.option("--seed", metavar="N", type=click.IntRange(min=0), default=0, show_default=True, help="Of the vectors.")
+@click.option("--emulator", is_flag=True, help="Target hls4ml: write the CMS Level-1 emulator too, as --set hls4ml.emulator=true does.")
 @files_option
 @set_option
 @json_option
@@ -32,6 +33,7 @@ def command(
     keep: int | None,
     profile: str | None,
     seed: int,
+    emulator: bool,
     files: tuple[str, ...],
     assignments: tuple[str, ...],
     as_json: bool,
@@ -53,24 +55,28 @@ def command(
         seed=seed,
         keep=keep,
         sample_files=parse_files(files) or None,
-        options=_options(names, profile, parse_assignments(assignments)),
+        options=_options(names, parse_assignments(assignments), profile=profile, emulator=emulator),
         progress=Progress(quiet=quiet),
     )
     emit(result, as_json=as_json, text=_text)
 
 
-def _options(targets: list[str], profile: str | None, options: dict[str, Any]) -> dict[str, Any]:
-    """The options by target, with `--profile` among those of onnx."""
+def _options(targets: list[str], options: dict[str, Any], *, profile: str | None, emulator: bool) -> dict[str, Any]:
+    """The options by target, with those that have a flag of their own among them."""
     from hlt_train.errors import UsageError
 
-    if profile is None:
-        return options
-    if "onnx" not in targets:
-        raise UsageError(f"--profile {profile} is of the target onnx, and --to names {', '.join(targets) or 'none'}", then="add onnx to --to, or leave it out")
-    stated = options.get("onnx", {}).get("profile", profile)
-    if stated != profile:
-        raise UsageError(f"--profile {profile} and --set onnx.profile={stated} do not agree", then="give one of them")
-    return {**options, "onnx": {**options.get("onnx", {}), "profile": profile}}
+    for flag, target, name, value in (("--profile", "onnx", "profile", profile), ("--emulator", "hls4ml", "emulator", emulator or None)):
+        if value is None:
+            continue
+        if target not in targets:
+            asked = ", ".join(targets) or "none"
+            then = f"--to {','.join([*targets, target])}, or leave {flag} out"
+            raise UsageError(f"{flag} is of the target {target}, and --to names {asked}", near=(target,), then=then)
+        stated = options.get(target, {}).get(name, value)
+        if stated != value:
+            raise UsageError(f"{flag} and --set {target}.{name}={stated} do not agree", then="give one of them")
+        options = {**options, target: {**options.get(target, {}), name: value}}
+    return options
 
 
 def _text(result: dict[str, Any]) -> str:

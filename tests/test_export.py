@@ -283,6 +283,27 @@ def test_the_command(student: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "nothing is ever overwritten" in capsys.readouterr().err
 
 
+def test_the_emulator_is_of_hls4ml(student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("export", student, "--to", "onnx", "--emulator", "--out", tmp_path / "a", "-q") == 2
+    assert "--to onnx,hls4ml --emulator" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_run_leaves_for_an_fpga_and_is_opened_again(student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("export", student, "--to", "hls4ml,qonnx", "--emulator", "--out", tmp_path / "a", "--vectors", 6000, "-q", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["targets"]
+    loaded = load_run(student)
+    graph = lower(loaded)
+    for name in ("hls4ml", "qonnx"):
+        assert found[name]["starts_at"] == "grid"
+        assert found[name]["logits"]["differing"] == found[name]["decisions"]["differing"] == 0
+        artefact = open_export(tmp_path / "a" / name)
+        x = read_golden(tmp_path / "a" / name).x
+        assert np.array_equal(artefact.outputs(x), evaluate(graph, x))
+    assert (tmp_path / "a" / "hls4ml" / "emulator" / "emulator.cpp").is_file()
+
+
 def test_a_missing_runtime_is_a_usage_error(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 

@@ -80,7 +80,7 @@ class Model:
             type_ = Type(True, 2, type_.integer + 1)  # one signed bit means -1 and +1 in QONNX
         scale = self._constant(f"{suffix}_scale", 2.0**-type_.f)
         zero = self._constant(f"{suffix}_zero", 0.0)
-        width = self._constant(f"{suffix}_bits", type_.width)
+        width = self._constant(f"{suffix}_bits", float(type_.width))
         return self._op("Quant", suffix, [source, scale, zero, width], shape, signed=int(type_.signed), narrow=int(narrow), rounding_mode=rounding)
 
     def _fixed_constant(self, node: Node, suffix: str, n: np.ndarray, exponent: np.ndarray) -> str:

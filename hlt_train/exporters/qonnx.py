@@ -18,7 +18,6 @@ from hlt_train.exporters import Exporter, _qonnx_run
 from hlt_train.exporters._grid import Evaluate, input_integers, only_exact, read_graph, source, template, timed, write_graph
 from hlt_train.exporters._qonnx_nodes import IR, OPSET, Model
 from hlt_train.graph import Graph
-from hlt_train.proof import prove, summary
 from hlt_train.types import Features
 
 __all__ = ["qonnx"]
@@ -60,7 +59,6 @@ def _write(graph: Graph, directory: Path) -> dict[str, Any]:
         "ir_version": IR,
         "operators": len(proto.graph.node),
         "input_types": types,
-        "proof": summary(prove(graph)),
     }
 
 
