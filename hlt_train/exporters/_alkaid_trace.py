@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hlt_train.errors import RunFailed, UsageError
-from hlt_train.graph import Add, Affine, Concat, Flatten, Graph, Input, Node, Output, Pool, Requant
+from hlt_train.graph import Add, Affine, Concat, Flatten, Graph, Input, Node, Output, Pool, Quant, Requant
 from hlt_train.proof import prove
 
 __all__ = ["INSTALL", "LARGE", "costs", "estimate", "fused", "library", "operations", "refuse", "trace"]
@@ -23,7 +23,7 @@ WEIGHT = 1 << 24  # alkaid's solver takes weights as float32
 CONSTANT = 1 << 31  # an added constant has 32 bits
 EXACT = 1 << 53  # alkaid's interpreter takes and gives float64
 EXPONENT = 100  # |f| of any value: an exponent is one byte in ALIR
-ROUND = {"floor": "TRN", "half_up": "RND", "half_even": "RND_CONV"}
+ROUND = {"floor": "TRN", "half_up": "RND", "half_even": "TRN"}  # half even: `_half_even` comes before
 OVERFLOW = {"wrap": "WRAP", "sat": "SAT", "sat_sym": "SAT_SYM"}
 
 
@@ -168,8 +168,7 @@ def _value(tracing: Any, hardware: Any, graph: Graph, node: Node, sources: list[
         done = np.array([np.asarray(_row(tracing, hardware, row, w, node)) for row in rows], dtype=object)
         return wrap(done if first.ndim == 2 else done[0])
     if isinstance(node, Requant):
-        to = node.quant.to
-        return first.quantize(int(to.signed), np.asarray(to.i, np.int64), np.asarray(to.f, np.int64), OVERFLOW[node.quant.over], ROUND[node.quant.round])
+        return wrap(_requantised(np.asarray(first), node.quant))
     if isinstance(node, Add):
         total = first
         for other in sources[1:]:
@@ -195,6 +194,30 @@ def _row(tracing: Any, hardware: Any, row: np.ndarray, w: np.ndarray, node: Affi
         found = tracing.FVArray(row, {"binary_lut": False} if negative else None, hwconf=hardware) @ w
     found = found + node.b.astype(np.float64) * 2.0 ** -node.f.astype(np.float64)
     return found.relu() if node.relu else found
+
+
+def _requantised(values: np.ndarray, quant: Quant) -> np.ndarray:
+    n = values.shape[-1]
+    i, f = (np.broadcast_to(np.asarray(part, np.int64), n) for part in (quant.to.i, quant.to.f))
+    found = np.empty(values.shape, dtype=object)
+    for place in np.ndindex(*values.shape):
+        k = place[-1]
+        variable = values[place]
+        if quant.round == "half_even":
+            variable = _half_even(variable, int(f[k]))
+        found[place] = variable.quantize(int(quant.to.signed), int(i[k]), int(f[k]), OVERFLOW[quant.over], ROUND[quant.round])
+    return found
+
+
+def _half_even(variable: Any, f: int) -> Any:
+    """To the grid of 2**-f, ties to the even multiple: half up, less one where a tie gave an odd one. alkaid 0.8.2's own RND_CONV gives other bits at times."""
+    if variable.kif[2] <= f:
+        return variable
+    up = variable + 2.0 ** (-f - 1)
+    signed, i, fine = up.kif
+    rounded = up.quantize(signed, i, f)
+    no_tie = up.quantize(0, -f, fine).unary_bit_op("any") * 2.0**-f
+    return rounded.quantize(signed, i, f - 1) + (rounded.quantize(0, 1 - f, f) & no_tie)
 
 
 def _masked(values: Any, valid: Any, absent: float | np.ndarray) -> np.ndarray:
