@@ -70,7 +70,7 @@ class Model:
         self._shapes[name] = shape
         return name
 
-    def _constant(self, suffix: str, value: np.ndarray | float) -> str:
+    def _constant(self, suffix: str, value: np.ndarray | float | int) -> str:  # noqa: PYI041 - run-time checks tell them apart
         name = f"{self._stem}_{suffix}"
         self._constants.append(numpy_helper.from_array(np.asarray(value, np.float32), name))
         return name
