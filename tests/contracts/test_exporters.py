@@ -114,11 +114,10 @@ def test_a_float_network_keeps_its_deviation_or_is_refused_by_node(tmp_path: Pat
 @pytest.mark.parametrize("name", FLOAT_ONLY)
 def test_a_float_target_is_certified_with_its_deviation(tmp_path: Path, name: str) -> None:
     rng = np.random.default_rng(3)
-    group = dataclasses.replace(graphs.group(rng, "event", 4), lo=np.full(4, -np.inf, np.float32), hi=np.full(4, np.inf, np.float32))
     draw = lambda *shape: rng.normal(0, 0.6, shape).astype(np.float32)  # noqa: E731
     graph = Graph(
         (
-            float_input_node("in", group),
+            float_input_node("in", graphs.group(rng, "event", 4)),
             FloatAffine("dense", ("in",), draw(4, 8), draw(8), "relu"),
             FloatAffine("logits", ("dense",), draw(8, 2), draw(2), "none"),
             Output("out", ("logits",), ("a", "b"), "softmax"),
