@@ -11,17 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from hlt_train.arithmetic import requantise
 from hlt_train.errors import RunFailed, UsageError
-from hlt_train.graph import Add, Affine, Concat, Flatten, Graph, Input, Node, Output, Pool, Quant, Requant
+from hlt_train.graph import Add, Affine, Concat, Fixed, Flatten, Graph, Input, Node, Output, Pool, Quant, Requant
 from hlt_train.proof import prove
 
 __all__ = ["INSTALL", "LARGE", "costs", "estimate", "fused", "library", "operations", "refuse", "trace"]
 
 INSTALL = "pip install 'hlt-train[alkaid]'"
 LARGE = 1500  # multiplications by weights other than 0 beyond which `estimate` does not trace: about two seconds of one core
-WEIGHT = 1 << 24  # alkaid's solver takes weights as float32
-CONSTANT = 1 << 31  # an added constant has 32 bits
-EXACT = 1 << 53  # alkaid's interpreter takes and gives float64
 EXPONENT = 100  # |f| of any value: an exponent is one byte in ALIR
 ROUND = {"floor": "TRN", "half_up": "RND", "half_even": "TRN"}  # half even: `_half_even` comes before
 OVERFLOW = {"wrap": "WRAP", "sat": "SAT", "sat_sym": "SAT_SYM"}
@@ -57,12 +55,9 @@ def refuse(graph: Graph) -> None:
             raise _refusal(node, "is a mean: alkaid has no division by a number of constituents", ("sum",), "train with pool sum, or export with cpp or onnx")
         if np.abs(f).max(initial=0) > EXPONENT:
             raise _refusal(node, f"has values of 2**-{int(np.abs(f).max())}: alkaid's exponents reach {EXPONENT}", near, "choose another format")
-        if proofs[node.name].bound >= EXACT:
-            raise _refusal(node, f"needs {proofs[node.name].acc_bits} bits: alkaid's interpreter holds 53", near, "choose fewer bits, or another target")
-        if isinstance(node, Affine) and np.abs(node.w).max(initial=0) >= WEIGHT:
-            raise _refusal(node, "has weights beyond 24 bits, which alkaid takes as float32", near, "choose fewer bits, or another target")
-        if isinstance(node, Affine) and np.abs(node.b).max(initial=0) >= CONSTANT:
-            raise _refusal(node, "has a bias beyond 32 bits", near, "choose fewer bits, or another target")
+        if not proofs[node.name].f24:  # its constants and weights pass through float32
+            what = f"needs {proofs[node.name].acc_bits} bits, and alkaid is exact up to 24"
+            raise _refusal(node, what, near, "choose fewer bits, or another target")
 
 
 def operations(graph: Graph) -> int:
@@ -141,8 +136,9 @@ def _trace(tracing: Any, graph: Graph) -> Any:
             values[node.name] = _value(tracing, hardware, graph, node, [values[s] for s in node.sources], valid)
     inputs = [variable for port in ports for variable in np.asarray(port).ravel()]
     outputs = list(np.asarray(values[graph.output.name]).ravel())
-    # What no output depends on keeps its place in the port.
-    return tracing.trace(inputs, outputs, keep_dead_inputs=True)
+    # What no output depends on keeps its place in the port. Tracing it again is left out: in alkaid 0.8.2 that changes some saturations.
+    logic = tracing.trace(inputs, outputs, optimize=False)
+    return tracing.passes.optimize(logic, keep_dead_inputs=True, retrace=False)
 
 
 def _input(tracing: Any, hardware: Any, graph: Graph, node: Input) -> Any:
@@ -203,10 +199,21 @@ def _requantised(values: np.ndarray, quant: Quant) -> np.ndarray:
     for place in np.ndindex(*values.shape):
         k = place[-1]
         variable = values[place]
+        if variable.low == variable.high:
+            found[place] = _constant(variable, Quant(Fixed(quant.to.signed, int(i[k]), int(f[k])), quant.round, quant.over))
+            continue
         if quant.round == "half_even":
             variable = _half_even(variable, int(f[k]))
         found[place] = variable.quantize(int(quant.to.signed), int(i[k]), int(f[k]), OVERFLOW[quant.over], ROUND[quant.round])
     return found
+
+
+def _constant(variable: Any, quant: Quant) -> Any:
+    """A value that no input moves, in the arithmetic of the golden model: alkaid 0.8.2 rounds some of them otherwise."""
+    n, denominator = float(variable.low).as_integer_ratio()
+    f = denominator.bit_length() - 1
+    rounded = requantise(np.array([n], np.int64), np.array([f], np.int64), quant)
+    return type(variable).from_const(float(rounded[0]) * 2.0 ** -int(quant.to.f), variable.hwconf)
 
 
 def _half_even(variable: Any, f: int) -> Any:

@@ -300,7 +300,7 @@ def changed(graph: Graph, name: str, **change: Any) -> Graph:
 
 def one_node(w: int, b: int, *, bits: int = 8, f: int = 0) -> Graph:
     rng = np.random.default_rng(0)
-    w_, b_, f_ = (np.full(shape, value, i64) for shape, value in (((1, 1), w), (1, b), (1, f)))
+    w_, b_, f_ = np.full((1, 1), w, i64), np.full(1, b, i64), np.full(1, f, i64)
     nodes = (
         input_node("in", graphs.group(rng, "event", 1), Fixed(True, bits - 1, 0)),
         Affine("first", ("in",), w_, b_, f_, relu=False),
@@ -315,9 +315,9 @@ def one_node(w: int, b: int, *, bits: int = 8, f: int = 0) -> Graph:
     [
         (lambda: graphs.float_mlp(0), "in_jets", "float32", "onnx"),
         (lambda: graphs.deepsets(0, kind="mean"), "pool", "mean", "sum"),
-        (lambda: one_node(1 << 24, 0), "first", "24 bits", "cpp"),
-        (lambda: one_node(3, 1 << 31), "first", "bias beyond 32 bits", "cpp"),
-        (lambda: one_node((1 << 23) + 1, 0, bits=10), "second", "holds 53", "cpp"),
+        (lambda: one_node(1 << 22, 0), "first", "needs 26 bits", "cpp"),
+        (lambda: one_node(3, 1 << 24), "first", "needs 26 bits", "cpp"),
+        (lambda: one_node(1 << 11, 0), "second", "needs 26 bits", "cpp"),
         (lambda: one_node(3, 0, f=101), "first", "exponents reach 100", "cpp"),
     ],
 )
@@ -331,8 +331,8 @@ def test_refusals_name_the_node(tmp_path: Path, graph: Callable[[], Graph], node
 
 
 def test_just_inside_the_limits(tmp_path: Path) -> None:
-    """The largest weight and the largest bias that are taken are computed."""
-    for k, graph in enumerate((one_node((1 << 22) - 1, (1 << 31) - 1, bits=6), one_node(-(1 << 22) + 1, -(1 << 31) + 1, bits=6), one_node(3, 5, f=100))):
+    """Large sums and constants that are taken are computed."""
+    for k, graph in enumerate((one_node(255, 901), one_node(-255, -901), one_node(1, (1 << 24) - 201), one_node(3, 5, f=100))):
         directory = tmp_path / str(k)
         directory.mkdir()
         assert differing(graph, directory, 500) == 0
