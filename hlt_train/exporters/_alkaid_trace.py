@@ -198,7 +198,7 @@ def _requantised(values: np.ndarray, quant: Quant) -> np.ndarray:
     found = np.empty(values.shape, dtype=object)
     for place in np.ndindex(*values.shape):
         k = place[-1]
-        variable = values[place]
+        variable: Any = values[place]
         if variable.low == variable.high:
             found[place] = _constant(variable, Quant(Fixed(quant.to.signed, int(i[k]), int(f[k])), quant.round, quant.over))
             continue

@@ -58,8 +58,13 @@ def refused(name: str, graph: Graph, error: UsageError) -> None:
     assert error.near, error
 
 
-@pytest.mark.parametrize("name", EXPORTERS)
-@pytest.mark.parametrize("kind", GRAPHS)
+# hls4ml compiles for seconds, and its own tests have these families: one of them is enough here.
+CASES = [
+    pytest.param(kind, name, marks=[pytest.mark.slow] if name == "hls4ml" and kind not in ("plain", "sum") else []) for kind in GRAPHS for name in EXPORTERS
+]
+
+
+@pytest.mark.parametrize(("kind", "name"), CASES)
 def test_the_artefact_gives_the_golden_integers_or_is_refused_by_node(tmp_path: Path, name: str, kind: str) -> None:
     graph, seed = GRAPHS[kind](), 1
     exporter = make(name)
