@@ -59,9 +59,8 @@ def refused(name: str, graph: Graph, error: UsageError) -> None:
 
 
 # hls4ml compiles for seconds, and its own tests have these families: one of them is enough here.
-CASES = [
-    pytest.param(kind, name, marks=[pytest.mark.slow] if name == "hls4ml" and kind not in ("plain", "sum") else []) for kind in GRAPHS for name in EXPORTERS
-]
+LONG = {("hls4ml", kind) for kind in GRAPHS} - {("hls4ml", "plain"), ("hls4ml", "sum")}
+CASES = [pytest.param(kind, name, marks=[pytest.mark.slow] if (name, kind) in LONG else []) for kind in GRAPHS for name in EXPORTERS]
 
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
