@@ -360,6 +360,14 @@ def test_units_of_different_flags_take_one_path_before_and_after_main(written: P
     assert said.pop().split()[0] == available(build(copy, compiler))[-1]
 
 
+@pytest.mark.slow
+def test_units_of_two_compilers_take_one_path(written: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "net"
+    shutil.copytree(written, copy)
+    said = linked(copy, (find_compiler(), ZIG), (["-O2", "-march=native"], ["-O2", "-march=x86_64"]))
+    assert said.split()[0] == available(build(copy, find_compiler()))[-1]
+
+
 THREADS = """
 #include <atomic>
 #include <cstdio>
@@ -458,7 +466,7 @@ FUZZ = """
 #include <vector>
 #include "net_c.h"
 #include "net.hpp"
-// Random bits as floats, random counts, in blocks of their exact size; every path against the plain one.
+// Random bits as floats, random counts, in blocks of their exact size; every path against the plain one. (The clang of the ziglang package links no libFuzzer.)
 int main(int, char** arguments) {
   std::mt19937 random(static_cast<unsigned>(std::atoi(arguments[1])));
   for (int round = 0; round < 4000; ++round) {
