@@ -161,7 +161,10 @@ def selftest(directory: Path) -> dict[str, object]:
     return {**found, "code": done.returncode}
 
 
-def replace(copy: Path, name: str, pattern: str, change: str) -> None:
+Change = str | Callable[[re.Match[str]], str]
+
+
+def replace(copy: Path, name: str, pattern: str, change: Change) -> None:
     """Replace the first match of `pattern`, which must be there."""
     path = copy / "firmware" / name
     text, count = re.subn(pattern, change, path.read_text(), count=1, flags=re.DOTALL)
@@ -182,16 +185,16 @@ def one_weight(copy: Path) -> None:
     replace(copy, name, r"(\{)(-?[\d.]+)(, )", r"\g<1>0.25+\2\3")
 
 
-def file_change(name: str, pattern: str, change: str) -> Callable[[Path], None]:
+def file_change(name: str, pattern: str, change: Change) -> Callable[[Path], None]:
     return lambda copy: replace(copy, name, pattern, change)
 
 
-QUANT = r"(void n\d+_phi1_act\(.*?out\[0\] = ap_ufixed<)(\d+),(-?\d+),AP_(\w+),AP_(\w+)>"
+QUANT = r"(void n\d+_phi0_act\(.*?out\[0\] = ap_ufixed<)(\d+),(-?\d+),AP_(\w+),AP_(\w+)>"
 CODE = "nnet_utils/nnet_code_gen.h"
 MUTATIONS: dict[str, Callable[[Path], None]] = {
     "weight": one_weight,
-    "shift": file_change(CODE, QUANT, r"\g<1>\2,0\3,AP_\4,AP_\5>(1)+ap_ufixed<\2,1+\3,AP_\4,AP_\5>"),
-    "rounding": file_change(CODE, r"AP_TRN,AP_SAT>|AP_RND,AP_SAT>|AP_RND_CONV,AP_SAT>", "AP_TRN_ZERO,AP_WRAP>"),
+    "shift": file_change(CODE, QUANT, r"\g<1>\2,\3+1,AP_\4,AP_\5>"),
+    "rounding": file_change(CODE, QUANT, lambda found: found[1] + f"{found[2]},{found[3]},AP_{'RND' if found[4] == 'TRN' else 'TRN'},AP_{found[5]}>"),
     "clamp limit": file_change(CODE, QUANT, r"\g<1>\2-1,\3-1,AP_\4,AP_\5>"),
 }
 
