@@ -176,12 +176,24 @@ class Layers:
         lo, hi = limits(quant, source.n)
         width = np.where((lo == 0) & (hi == 0), 0, np.broadcast_to(quant.to.width, source.n))
         integer = width - np.broadcast_to(np.asarray(quant.to.f, np.int64), source.n)
+        source = self._reaching(node, source, int((integer - width)[width > 0].max(initial=source.type.integer - 2)))
         # An array of any of the three must be one of all of them, or hls4ml takes the largest for every element.
         keep = np.full(source.n, int(quant.to.signed))
         mask = tuple(np.broadcast_to(value, (1, *source.shape)).astype(np.int16) for value in (keep, width, np.where(width > 0, integer, 0)))
         over = "SAT" if quant.over == "sat_sym" and not quant.to.signed else OVERFLOW[quant.over]
         attributes: dict[str, Any] = {"mask_kbi": mask, "RND": ROUNDING[quant.round], "SAT": over, "overrides": {}, "fusible": False}
         return self._layer(node, "FixedPointQuantizer", [source.layer], self._type(node), source.n, source.length, **attributes)
+
+    def _reaching(self, node: Requant, source: Array, lowest: int) -> Array:
+        """The source in a type that has the bits about 2**lowest, the coarsest last bit of a quantiser: ap_types reads them whether they exist or not."""
+        missing = lowest + 2 - source.type.integer
+        if missing <= 0:
+            return source
+        old = source.type
+        mask = tuple(np.full((1, *source.shape), value, np.int16) for value in (int(old.signed), old.width, old.integer))
+        wide = Type(old.signed, old.width + missing, old.integer + missing)
+        same: dict[str, Any] = {"mask_kbi": mask, "RND": "TRN", "SAT": "WRAP", "overrides": {}, "fusible": False}
+        return self._layer(node, "FixedPointQuantizer", [source.layer], wide, source.n, source.length, "wide", **same)
 
     def _merge(self, node: Add | Concat, sources: list[Array]) -> Array:
         """Two at a time; every intermediate type holds all that can arise."""

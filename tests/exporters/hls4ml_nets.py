@@ -14,7 +14,7 @@ OVERFLOWS = ("wrap", "sat", "sat_sym")
 
 
 def modes(seed: int = 0) -> Graph:
-    """The nine modes side by side, signed and unsigned, with a format per feature of 0 to 9 bits."""
+    """The nine modes side by side, signed and unsigned, with a format per feature of 0 to 9 bits, one of them coarser than what it reads."""
     rng = np.random.default_rng(seed)
     n, i64 = 6, np.int64
     nodes: list[Node] = [
@@ -24,6 +24,7 @@ def modes(seed: int = 0) -> Graph:
     for k, (rule, over) in enumerate(itertools.product(ROUNDS, OVERFLOWS)):
         f, width, signed = rng.integers(0, 6, n).astype(i64), rng.integers(0, 10, n), bool(k % 2)
         width[:3] = (0, 1, 2)
+        f[5], width[5] = -6, 4  # its last bit is worth more than any value that comes in
         nodes.append(Requant(f"act{k}", ("dense",), Quant(Fixed(signed, (width - int(signed) - f).astype(i64), f), rule, over)))  # type: ignore[arg-type]
     sources = tuple(node.name for node in nodes if isinstance(node, Requant))
     nodes += [Concat("all", sources), graphs.affine(rng, "logits", "all", n * len(sources), 5, relu=False, f=8)]
