@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,13 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "mean": lambda: graphs.deepsets(0, kind="mean"),
     **{f"wild {seed}": (lambda seed=seed: graphs.wild(seed)) for seed in (0, 1, 15)},
 }
+LONG = {("hls4ml", what) for what in ("mlp", "max", "shift", "overflow")}  # a compilation each of what others show too
 POINTS = {"points": [{"name": "tight", "integer_threshold": 30, "threshold": 0.1}, {"name": "never", "integer_threshold": None, "threshold": 0.0}]}
+
+
+def each(kinds: Iterable[str], names: Iterable[str] = EXPORTERS) -> list[Any]:
+    """Every exporter with every kind; what takes long is left to `make test-all`."""
+    return [pytest.param(name, kind, marks=[pytest.mark.slow] if (name, kind) in LONG else []) for kind in kinds for name in names]
 
 
 def make(name: str) -> Exporter:
@@ -58,12 +64,7 @@ def refused(name: str, graph: Graph, error: UsageError) -> None:
     assert error.near, error
 
 
-# hls4ml compiles for seconds, and its own tests have these families: one of them is enough here.
-LONG = {("hls4ml", kind) for kind in GRAPHS} - {("hls4ml", "plain"), ("hls4ml", "sum")}
-CASES = [pytest.param(kind, name, marks=[pytest.mark.slow] if (name, kind) in LONG else []) for kind in GRAPHS for name in EXPORTERS]
-
-
-@pytest.mark.parametrize(("kind", "name"), CASES)
+@pytest.mark.parametrize(("name", "kind"), each(GRAPHS))
 def test_the_artefact_gives_the_golden_integers_or_is_refused_by_node(tmp_path: Path, name: str, kind: str) -> None:
     graph, seed = GRAPHS[kind](), 1
     exporter = make(name)
@@ -245,8 +246,7 @@ MISTAKES: dict[str, tuple[str, Callable[[Any], dict[str, Any]]]] = {
 INPUT_STEP = {"input limit", "centre", "scale", "nan"}  # before an artefact that starts at the grid, which holds nothing of it
 
 
-@pytest.mark.parametrize("name", EXACT)
-@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize(("name", "mistake"), each(MISTAKES, EXACT))
 def test_an_artefact_that_is_wrong_by_little_never_appears(tmp_path: Path, name: str, mistake: str) -> None:
     if mistake in INPUT_STEP and starts_at(name) == "grid":
         return  # the next test shows that there is nothing to be wrong

@@ -213,6 +213,7 @@ def test_a_mutation_of_the_firmware_makes_it_fail(copy: Path, name: str) -> None
     assert int(str(found["logits_differing"])) > 0, "the integers must tell, not only the hash"
 
 
+@pytest.mark.slow
 def test_a_mask_that_ends_one_late_makes_it_fail(copy: Path) -> None:
     path = copy / "net_c.cpp"
     text = path.read_text()
@@ -237,6 +238,7 @@ def test_the_same_graph_gives_the_same_files(tmp_path: Path) -> None:
     assert not any(str(tmp_path).encode() in content for content in contents[0].values())
 
 
+@pytest.mark.slow
 def test_the_project_s_own_testbench_agrees(exported: Path, copy: Path) -> None:
     """What Vitis runs as its C simulation, compiled here: its outputs are the predictions that lie beside it."""
     compile_cpp(find_compiler(), [copy / "tiny_test.cpp", copy / "firmware" / "tiny.cpp"], copy / "csim", ["-O1", "-w", f"-I{copy / 'firmware' / 'ap_types'}"])
