@@ -22,7 +22,7 @@ def machine() -> dict[str, str | int]:
 def versions() -> dict[str, str]:
     """Python, this program, and the libraries that take part in an export; those that are not installed are left out."""
     found = {"python": platform.python_version(), "hlt-train": __version__}
-    for name in ("numpy", "onnx", "onnxruntime", "hls4ml", "qonnx"):
+    for name in ("numpy", "onnx", "onnxruntime", "hls4ml", "qonnx", "alkaid"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -293,7 +293,7 @@ def test_a_failed_selftest_leaves_nothing(tmp_path: Path, name: str) -> None:
 
 
 def test_all_exporters_are_seen() -> None:
-    assert {"cpp", "hls4ml", "onnx", "qonnx"} <= set(EXPORTERS)
+    assert {"alkaid", "cpp", "hls4ml", "lwtnn", "onnx", "qonnx"} <= set(EXPORTERS)
 
 
 @pytest.mark.parametrize("name", TAKES_ALL)
