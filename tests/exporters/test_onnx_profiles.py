@@ -434,13 +434,16 @@ def test_options_are_checked() -> None:
 
 
 def test_the_command_lines_shorthand() -> None:
-    assert _options(["onnx"], None, {"onnx": {"opset": 17}}) == {"onnx": {"opset": 17}}
-    assert _options(["cpp", "onnx"], "cmssw", {"cpp": {}, "onnx": {"opset": 17}}) == {"cpp": {}, "onnx": {"opset": 17, "profile": "cmssw"}}
-    assert _options(["onnx"], "cmssw", {"onnx": {"profile": "cmssw"}}) == {"onnx": {"profile": "cmssw"}}
+    def of(targets: list[str], profile: str | None, options: dict[str, Any]) -> dict[str, Any]:
+        return _options(targets, options, profile=profile, emulator=False)
+
+    assert of(["onnx"], None, {"onnx": {"opset": 17}}) == {"onnx": {"opset": 17}}
+    assert of(["cpp", "onnx"], "cmssw", {"cpp": {}, "onnx": {"opset": 17}}) == {"cpp": {}, "onnx": {"opset": 17, "profile": "cmssw"}}
+    assert of(["onnx"], "cmssw", {"onnx": {"profile": "cmssw"}}) == {"onnx": {"profile": "cmssw"}}
     with pytest.raises(UsageError, match="do not agree"):
-        _options(["onnx"], "cmssw", {"onnx": {"profile": "athena"}})
+        of(["onnx"], "cmssw", {"onnx": {"profile": "athena"}})
     with pytest.raises(UsageError, match="of the target onnx, and --to names cpp"):
-        _options(["cpp"], "cmssw", {})
+        of(["cpp"], "cmssw", {})
 
 
 def test_models_of_version_1_still_run(tmp_path: Path) -> None:
