@@ -19,9 +19,9 @@ from scipy.optimize import nnls
 from hlt_train import plugins
 from hlt_train.errors import UsageError
 from hlt_train.files import read_document, write_document
-from hlt_train.graph import Graph
+from hlt_train.graph import Graph, input_node
 from hlt_train.machine import machine
-from hlt_train.nodes import Affine, Concat, Fixed, Input, Node, Output, Pool, Quant, Requant
+from hlt_train.nodes import Affine, Fixed, Input, Node, Output, Pool, Quant, Requant
 from hlt_train.progress import Progress
 from hlt_train.structure import Structure
 from hlt_train.types import Features, Group
@@ -148,8 +148,6 @@ def _cases(rng: np.random.Generator, mlps: Any, sets: Any) -> list[tuple[Graph, 
 
 
 def _input(rng: np.random.Generator, name: str, n: int, length: int | None) -> Node:
-    from hlt_train.graph import input_node
-
     f32 = np.float32
     centre, scale = rng.normal(0, 1, n).astype(f32), rng.uniform(0.2, 2, n).astype(f32)
     names = tuple(f"{name}_{i}" for i in range(n))
@@ -176,8 +174,8 @@ def _deepsets(rng: np.random.Generator, variables: int, length: int, outputs: in
         nodes += _dense(rng, f"phi{k}", source, n, width)
         source, n = nodes[-1].name, width
     pooled = Quant(Fixed(False, 8, 0), "half_even", "sat")
-    nodes += [Pool("pool", (source,), "sum", "jets"), Requant("pool_act", ("pool",), pooled), Concat("all", ("pool_act",))]
-    return _end(rng, nodes, "all", (n, *rho, outputs))
+    nodes += [Pool("pool", (source,), "sum", "jets"), Requant("pool_act", ("pool",), pooled)]
+    return _end(rng, nodes, "pool_act", (n, *rho, outputs))
 
 
 def _end(rng: np.random.Generator, nodes: list[Node], source: str, widths: tuple[int, ...]) -> Graph:

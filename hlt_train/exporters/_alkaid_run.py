@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -10,30 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from hlt_train import files
-from hlt_train.arithmetic import input_step
 from hlt_train.errors import RunFailed, UsageError
 from hlt_train.exporters._alkaid_trace import library
-from hlt_train.graph import Graph, Input
-from hlt_train.graph_document import FORMAT, VERSION, from_document
-from hlt_train.structure import scaled
+from hlt_train.exporters._grid import input_integers, read_graph
+from hlt_train.exporters._running import singly, timed, whole
+from hlt_train.graph import Graph
 from hlt_train.types import Features
 
 __all__ = ["latency", "load", "ports"]
 
 PROGRAM = "program.alir.json"
 ROWS = 1 << 14  # vectors in one call: their inputs are held as float64
-NOT_INTEGER = np.iinfo(np.int64).min  # where an output that should be an integer is none
 
 
 def ports(graph: Graph, x: Features) -> np.ndarray:
     """The input port, float64 `[n, ports]`: the values of the integers of the input step and a bit per constituent, in the order of the program's inputs."""
     parts = []
+    integers = input_integers(graph, x)
     for node in graph.inputs:
         f = graph.structure[node.name].f
-        assert isinstance(node, Input)
         assert f is not None
-        n = input_step(x.groups[node.group], node.centre, scaled(node.scale, f), node.lo, node.hi, node.nan)
+        n = integers[node.group]
         parts.append((n * 2.0 ** -f.astype(np.float64)).reshape(len(n), -1))
         if node.length is not None:
             parts.append((np.arange(node.length) < x.counts[node.group][:, None]).astype(np.float64))
@@ -54,7 +50,7 @@ def _program(directory: Path) -> Any:
 def load(directory: Path) -> Callable[[Features], np.ndarray]:
     """Raw float32 features -> int64 logits `[n, n_outputs]`: the input step of graph.json in NumPy, then the program in alkaid's interpreter."""
     program = _program(directory)
-    graph = from_document(files.read_document(directory / "graph.json", FORMAT, VERSION))
+    graph = read_graph(directory)
     f = graph.structure[graph.output.name].f
     assert f is not None
 
@@ -65,9 +61,7 @@ def load(directory: Path) -> Callable[[Features], np.ndarray]:
             some = slice(start, start + ROWS)
             part = Features({k: v[some] for k, v in x.groups.items()}, {k: v[some] for k, v in x.counts.items()})
             parts.append(program.predict(np.ascontiguousarray(ports(graph, part)), n_threads=1) if rows else np.zeros((0, len(f))))
-        integers = np.concatenate(parts).reshape(rows, len(f)) * 2.0 ** f.astype(np.float64)
-        whole = np.isfinite(integers) & (np.rint(integers) == integers)
-        return np.where(whole, np.where(whole, integers, 0).astype(np.int64), NOT_INTEGER)
+        return whole(np.concatenate(parts).reshape(rows, len(f)) * 2.0 ** f.astype(np.float64))
 
     return run
 
@@ -75,28 +69,8 @@ def load(directory: Path) -> Callable[[Features], np.ndarray]:
 def latency(directory: Path, x: Features, *, calls: int = 200) -> dict[str, Any]:
     """Batch-1 latency of the interpreter called from Python: of a program on this processor, not of the hardware, which `estimate` is about."""
     run = load(directory)
-    rows = min(len(next(iter(x.groups.values()))), 256)
-    events = [Features({k: v[i : i + 1] for k, v in x.groups.items()}, {k: v[i : i + 1] for k, v in x.counts.items()}) for i in range(rows)]
-    other = np.zeros(1 << 18)
-
-    def times(number: int, *, cold: bool) -> np.ndarray:
-        found = np.empty(number)
-        for k in range(number):
-            if cold:
-                np.add(other, 1, out=other)
-            start = time.perf_counter_ns()
-            run(events[k % rows])
-            found[k] = time.perf_counter_ns() - start
-        return found
-
-    times(max(calls // 20, 1), cold=False)
-    warm, cold = times(calls, cold=False), times(max(calls // 10, 10), cold=True)
     return {
-        "median_ns": float(np.median(warm)),
-        "p99_ns": float(np.quantile(warm, 0.99)),
-        "cold_p50_ns": float(np.median(cold)),
-        "cold_p99_ns": float(np.quantile(cold, 0.99)),
-        "calls": calls,
+        **timed(run, singly(x), calls),
         "method": "single calls of alkaid's interpreter from Python, batch 1, one thread, input step in NumPy included; not the hardware",
         "runtime": f"alkaid {version('alkaid')}",
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from importlib import resources
 
 import numpy as np
 
@@ -12,13 +11,9 @@ from hlt_train.exporters._cpp_plan import Plan
 from hlt_train.exporters._cpp_sse2 import Sse2
 from hlt_train.exporters._cpp_text import array, comment, int_literal, lines, string_literal
 from hlt_train.exporters._cpp_wide import KERNELS, Avx2, Avx512, Vnni, Wide
+from hlt_train.exporters._templates import template
 
-__all__ = ["header", "template"]
-
-
-def template(name: str) -> str:
-    """A file of `hlt_train/exporters/templates`."""
-    return (resources.files("hlt_train.exporters") / "templates" / name).read_text()
+__all__ = ["header"]
 
 
 def header(plan: Plan, namespace: str) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,14 @@ import numpy as np
 from hlt_train import files
 from hlt_train.arithmetic import input_step
 from hlt_train.errors import UsageError
+from hlt_train.exporters import _running
+from hlt_train.exporters._running import singly
 from hlt_train.graph import Graph, Input
 from hlt_train.graph_document import FORMAT, VERSION, from_document, to_document
 from hlt_train.structure import scaled
 from hlt_train.types import Features
 
-__all__ = ["Evaluate", "Integers", "input_integers", "only_exact", "read_graph", "source", "template", "timed", "write_graph"]
+__all__ = ["Evaluate", "Integers", "input_integers", "only_exact", "read_graph", "timed", "write_graph"]
 
 Integers = dict[str, np.ndarray]
 Evaluate = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], np.ndarray]  # integers and counts by group -> int64 logits
@@ -57,39 +57,7 @@ def only_exact(graph: Graph, target: str) -> None:
             )
 
 
-def template(name: str) -> str:
-    """A file of templates/."""
-    return resources.files("hlt_train.exporters").joinpath("templates", name).read_text()
-
-
-def source(name: str) -> str:
-    """The source of a helper of this room that imports nothing of hlt_train, to be written into an export as it is."""
-    return resources.files("hlt_train.exporters").joinpath(name).read_text()
-
-
 def timed(graph: Graph, evaluate: Evaluate, x: Features, *, calls: int) -> dict[str, Any]:
-    """Batch-1 latency of `evaluate`: each call timed alone, warm, then with 2 MiB touched between calls; ns."""
-    integers = input_integers(graph, x)
-    rows = min(len(next(iter(integers.values()))), 256)
-    events = [({k: v[i : i + 1] for k, v in integers.items()}, {k: v[i : i + 1] for k, v in x.counts.items()}) for i in range(rows)]
-    other = np.zeros(1 << 18)
-
-    def times(number: int, *, cold: bool) -> np.ndarray:
-        found = np.empty(number)
-        for k in range(number):
-            if cold:
-                np.add(other, 1, out=other)
-            start = time.perf_counter_ns()
-            evaluate(*events[k % rows])
-            found[k] = time.perf_counter_ns() - start
-        return found
-
-    times(max(calls // 20, 1), cold=False)
-    warm, cold = times(calls, cold=False), times(max(calls // 10, 10), cold=True)
-    return {
-        "median_ns": float(np.median(warm)),
-        "p99_ns": float(np.quantile(warm, 0.99)),
-        "cold_p50_ns": float(np.median(cold)),
-        "cold_p99_ns": float(np.quantile(cold, 0.99)),
-        "calls": calls,
-    }
+    """Batch-1 latency of `evaluate`, the input step done before."""
+    events = [(input_integers(graph, one), one.counts) for one in singly(x)]
+    return _running.timed(lambda event: evaluate(*event), events, calls)

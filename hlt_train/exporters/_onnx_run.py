@@ -7,7 +7,6 @@ length may exceed the network's, up to three constituents more are given, which 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from hlt_train.errors import RunFailed, UsageError
+from hlt_train.exporters._running import TIMED, timed, whole
 from hlt_train.types import Features
 
 __all__ = ["find_model", "latency", "load"]
 
 ROWS = 1 << 22  # numbers of the inputs in one call
-NOT_INTEGER = np.iinfo(np.int64).min  # where an output that should be an integer is none
 SURPLUS, UNNOTICED = 3, np.float32(7)  # constituents beyond the length, and what they hold
 
 Feeds = dict[str, np.ndarray]
@@ -174,9 +173,7 @@ def load(directory: Path) -> Callable[[Features], np.ndarray]:
             logits[rows] = np.stack(found)[None] if model.profile == "athena" else found[0]
         if model.exponents is None:
             return logits
-        integers = logits.astype(np.float64) * 2.0 ** np.array(model.exponents)
-        whole = np.isfinite(integers) & (np.rint(integers) == integers)
-        return np.where(whole, np.where(whole, integers, 0).astype(np.int64), NOT_INTEGER)
+        return whole(logits.astype(np.float64) * 2.0 ** np.array(model.exponents))
 
     return run
 
@@ -185,30 +182,12 @@ def latency(directory: Path, x: Features, *, calls: int = 2000) -> dict[str, Any
     """Batch-1 latency of `InferenceSession.run` from Python: each call timed alone, warm, then with 2 MiB touched between calls."""
     model = _open(directory)
     session = model.session
-    rows = np.arange(min(len(next(iter(x.groups.values()))), 256))
+    rows = np.arange(min(len(next(iter(x.groups.values()))), TIMED))
     groups = [port["group"] for port in model.inputs if port["length"] is not None]
     lengths = _lengths(model, x, np.zeros(len(next(iter(x.groups.values()))), bool))
     feeds = [_feeds(model, x, rows[k : k + 1], dict(zip(groups, lengths[k].tolist(), strict=True))) for k in rows]
-    other = np.zeros(1 << 18)
-
-    def times(number: int, *, cold: bool) -> np.ndarray:
-        found = np.empty(number)
-        for k in range(number):
-            if cold:
-                np.add(other, 1, out=other)
-            start = time.perf_counter_ns()
-            session.run(None, feeds[k % len(feeds)])
-            found[k] = time.perf_counter_ns() - start
-        return found
-
-    times(100, cold=False)
-    warm, cold = times(calls, cold=False), times(max(calls // 10, 10), cold=True)
     return {
-        "median_ns": float(np.median(warm)),
-        "p99_ns": float(np.quantile(warm, 0.99)),
-        "cold_p50_ns": float(np.median(cold)),
-        "cold_p99_ns": float(np.quantile(cold, 0.99)),
-        "calls": calls,
+        **timed(lambda feed: session.run(None, feed), feeds, calls),
         "method": "single calls of InferenceSession.run from Python, batch 1, one thread",
         "runtime": f"onnxruntime {_runtime().__version__}",
     }

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import math
-from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,9 @@ from hlt_train.errors import UsageError
 from hlt_train.exporters import Exporter
 from hlt_train.exporters._alkaid_run import latency, load
 from hlt_train.exporters._alkaid_trace import costs, library, pipeline, refuse, trace
+from hlt_train.exporters._grid import write_graph
+from hlt_train.exporters._templates import selftest, template
 from hlt_train.graph import Graph, score_weights
-from hlt_train.graph_document import FORMAT as GRAPH_FORMAT
-from hlt_train.graph_document import VERSION as GRAPH_VERSION
-from hlt_train.graph_document import to_document
 from hlt_train.proof import prove, summary
 
 __all__ = ["alkaid"]
@@ -53,10 +51,9 @@ def alkaid(*, clock_ns: float = 5.0, part: str = "xcvu13p-flga2577-2-e") -> Expo
         for packed in (directory / "rtl").rglob("*.gz"):  # without the time at which it was packed: the same network gives the same bytes
             packed.write_bytes(gzip.compress(gzip.decompress(packed.read_bytes()), mtime=0))
         files.write_document(directory / "alkaid.json", FORMAT, VERSION, {**_ports(graph), "estimate": estimate, "part": part})
-        files.write_document(directory / "graph.json", GRAPH_FORMAT, GRAPH_VERSION, {"nodes": to_document(graph)["nodes"]})
-        templates = resources.files("hlt_train.exporters").joinpath("templates")
-        for name, template in (("selftest.py", "selftest_reader.py"), ("reader.py", "reader_alir.py")):
-            files.write_text(directory / name, templates.joinpath(template).read_text())
+        write_graph(graph, directory)
+        files.write_text(directory / "selftest.py", selftest("selftest_reader.py"))
+        files.write_text(directory / "reader.py", template("reader_alir.py"))
         return {
             "target": "alkaid",
             "bit_exact": True,

@@ -8,10 +8,11 @@ from typing import Any
 from hlt_train import files
 from hlt_train.exporters import Exporter
 from hlt_train.exporters._compiler import find_compiler, version
-from hlt_train.exporters._cpp_header import header, template
+from hlt_train.exporters._cpp_header import header
 from hlt_train.exporters._cpp_library import build
 from hlt_train.exporters._cpp_plan import Plan
 from hlt_train.exporters._cpp_points import working_points_header
+from hlt_train.exporters._templates import template
 from hlt_train.graph import Graph
 from hlt_train.types import Features
 

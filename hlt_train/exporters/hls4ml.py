@@ -14,11 +14,12 @@ from hlt_train.errors import RunFailed, UsageError, nearest
 from hlt_train.exporters import Exporter, _hls4ml_run
 from hlt_train.exporters._compiler import find_compiler, version
 from hlt_train.exporters._cpp_text import identifiers
-from hlt_train.exporters._grid import Evaluate, input_integers, only_exact, read_graph, source, template, timed, write_graph
+from hlt_train.exporters._grid import Evaluate, input_integers, only_exact, read_graph, timed, write_graph
 from hlt_train.exporters._hls4ml_bridge import c_interface, emulator, makefile
 from hlt_train.exporters._hls4ml_layers import Layers
 from hlt_train.exporters._hls4ml_project import BACKENDS, Project, write_project
 from hlt_train.exporters._hls4ml_testbench import write_testbench
+from hlt_train.exporters._templates import selftest, source
 from hlt_train.graph import Graph
 from hlt_train.types import Features
 
@@ -118,7 +119,7 @@ def _write_interface(graph: Graph, layers: Layers, project: Project, directory: 
     files.write_document(directory / "interface.json", *_INTERFACE, content)
     files.write_text(directory / "net_c.cpp", c_interface(graph, project, name, masked))
     files.write_text(directory / "run.py", source("_hls4ml_run.py"))
-    files.write_text(directory / "selftest.py", template("selftest_grid.py"))
+    files.write_text(directory / "selftest.py", selftest("selftest_grid.py"))
     if emulator:
         _write_emulator(project, directory / "emulator", name)
 

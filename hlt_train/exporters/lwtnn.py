@@ -7,7 +7,6 @@ stated `default` before, which lwtnn leaves to `lwt::NanReplacer`. lwtnn compute
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from hlt_train import __version__, files
 from hlt_train.exporters import Exporter
 from hlt_train.exporters._lwtnn_nodes import graph_form, is_chain, refuse, sequential_form
 from hlt_train.exporters._lwtnn_run import latency, load
+from hlt_train.exporters._templates import selftest, template
 from hlt_train.graph import Graph
 
 __all__ = ["lwtnn"]
@@ -29,9 +29,8 @@ def lwtnn() -> Exporter:
         document = sequential_form(graph) if chain else graph_form(graph)
         document["miscellaneous"] = {"program": f"hlt-train {__version__}"}
         files.write_text(directory / "network.json", json.dumps(document, indent=1) + "\n")
-        templates = resources.files("hlt_train.exporters").joinpath("templates")
-        for name, template in (("selftest.py", "selftest_reader.py"), ("reader.py", "reader_lwtnn.py")):
-            files.write_text(directory / name, templates.joinpath(template).read_text())
+        files.write_text(directory / "selftest.py", selftest("selftest_reader.py"))
+        files.write_text(directory / "reader.py", template("reader_lwtnn.py"))
         return {
             "target": "lwtnn",
             "bit_exact": False,

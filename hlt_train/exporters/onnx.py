@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from hlt_train.exporters._onnx_nodes import build
 from hlt_train.exporters._onnx_profiles import SOFTMAX_TOLERANCE, Options, Profile, profile_named
 from hlt_train.exporters._onnx_qdq import QdqEmitter, qdq_facts
 from hlt_train.exporters._onnx_run import latency, load
+from hlt_train.exporters._templates import selftest
 from hlt_train.graph import Graph, score_weights
 from hlt_train.graph_document import to_document
 from hlt_train.proof import summary
@@ -69,8 +69,7 @@ def onnx(
         model = builder.model("hlt_train", {**_metadata(graph, chosen), **chosen.metadata(graph)}, chosen.options.name)
         files.write_bytes(directory / chosen.model_path(), model.SerializeToString())
         chosen.companions(graph, directory)
-        template = resources.files("hlt_train.exporters").joinpath("templates", "selftest_onnx.py").read_text()
-        files.write_text(directory / "selftest.py", template)
+        files.write_text(directory / "selftest.py", selftest("selftest_onnx.py"))
         return {
             "target": "onnx",
             "bit_exact": graph.exact,

@@ -15,8 +15,9 @@ from onnx import helper
 from hlt_train import files
 from hlt_train.errors import RunFailed, UsageError
 from hlt_train.exporters import Exporter, _qonnx_run
-from hlt_train.exporters._grid import Evaluate, input_integers, only_exact, read_graph, source, template, timed, write_graph
+from hlt_train.exporters._grid import Evaluate, input_integers, only_exact, read_graph, timed, write_graph
 from hlt_train.exporters._qonnx_nodes import IR, OPSET, Model
+from hlt_train.exporters._templates import selftest, source
 from hlt_train.graph import Graph
 from hlt_train.types import Features
 
@@ -49,7 +50,7 @@ def _write(graph: Graph, directory: Path) -> dict[str, Any]:
     content = {"groups": groups, "outputs": list(graph.output.names), "outputs_f": f.tolist(), "input_types": types}
     files.write_document(directory / "interface.json", *_INTERFACE, content)
     files.write_text(directory / "run.py", source("_qonnx_run.py"))
-    files.write_text(directory / "selftest.py", template("selftest_grid.py"))
+    files.write_text(directory / "selftest.py", selftest("selftest_grid.py"))
     write_graph(graph, directory)
     return {
         "target": "qonnx",

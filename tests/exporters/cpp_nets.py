@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hlt_train.exporters._compiler import compile_cpp, find_compiler
-from hlt_train.exporters._cpp_header import header, template
+from hlt_train.exporters._cpp_header import header
 from hlt_train.exporters._cpp_library import Library
 from hlt_train.exporters._cpp_plan import Plan
+from hlt_train.exporters._templates import template
 from hlt_train.graph import Graph
 
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wpedantic")

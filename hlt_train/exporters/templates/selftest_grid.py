@@ -9,56 +9,12 @@ certificate.json. Exit code 0: all equal; 1: something differs. Needs Python, nu
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-HERE = Path(__file__).resolve().parent
-GARBAGE = (np.float32(np.nan), np.float32(3e38))  # beyond a collection's count, by parity of the vector: no network may notice it
-
-
-def read_json(name: str) -> dict[str, Any]:
-    """A document of this directory."""
-    try:
-        content: dict[str, Any] = json.loads((HERE / name).read_text())
-    except (OSError, ValueError) as error:
-        sys.exit(f"FAILED: {name} cannot be read: {error}")
-    return content
-
-
-def read_golden(head: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray, np.ndarray | None, np.ndarray]:
-    """(groups, counts, outputs, score, decisions) of golden.bin, whose parts follow each other without gaps."""
-    content = (HERE / "golden.bin").read_bytes()
-    if content[:8] != b"HLTGOLD1":
-        raise SystemExit("golden.bin is not a file of golden vectors")
-    n, points = (int(v) for v in np.frombuffer(content, "<i8", 2, 8))
-    place = 24
-
-    def take(dtype: str, *shape: int) -> np.ndarray:
-        nonlocal place
-        found = np.frombuffer(content, dtype, math.prod(shape), place).reshape(shape)
-        place += found.nbytes
-        return found
-
-    groups, counts = {}, {}
-    for group in head["groups"]:
-        name, length, width = group["name"], group["length"], len(group["variables"])
-        if length is None:
-            groups[name] = take("<f4", n, width)
-            continue
-        counts[name] = take("<i4", n)
-        array = np.empty((n, length, width), np.float32)
-        array[0::2], array[1::2] = GARBAGE
-        array[np.arange(length) < counts[name][:, None]] = take("<f4", int(np.clip(counts[name], 0, length).sum()), width)
-        groups[name] = array
-    outputs = take("<i8", n, len(head["outputs"]))
-    score = take("<i8", n) if head["score"] else None
-    return groups, counts, outputs, score, take("u1", points, n).astype(bool)
+from hlt_train.exporters.templates.selftest_files import HERE, counted, differences, read_golden, read_json, report
 
 
 def array_of(content: dict[str, Any] | int) -> np.ndarray:
@@ -118,49 +74,14 @@ def exponents(nodes: list[dict[str, Any]], name: str) -> np.ndarray:
 
 def compare() -> dict[str, Any]:
     """Counts of what was compared and what differs, and the first difference."""
-    head = read_json("golden.json")
+    head, document = read_json("golden.json"), read_json("working_points.json")
     groups, counts, outputs, score, decisions = read_golden(head)
-    points = read_json("working_points.json")["points"]
     logits, nodes = artefact(groups, counts)
-    result: dict[str, Any] = {"vectors": len(outputs), "logits": outputs.size, "working_points": len(points), "decisions": decisions.size}
-    if [p["name"] for p in points] != head["working_points"]:
-        return {**result, "error": "working_points.json has other working points than golden.json"}
-    wrong: np.ndarray = logits != outputs
-    result["logits_differing"] = int(wrong.sum())
-    result["scores_differing"] = result["decisions_differing"] = 0
-    if score is not None:
-        found = score_of(nodes, logits)
-        result["scores_differing"] = int(np.count_nonzero(found != score))
-        for point, recorded in zip(points, decisions, strict=True):
-            threshold = point["integer_threshold"]
-            passed = np.zeros(len(found), bool) if threshold is None else found >= threshold
-            result["decisions_differing"] += int(np.count_nonzero(passed != recorded))
-    if wrong.any():
-        row, column = (int(v) for v in np.argwhere(wrong)[0])
-        result["first"] = {"vector": row, "output": head["outputs"][column], "expected": outputs[row, column].item(), "got": logits[row, column].item()}
-    return result
-
-
-def changed_files() -> list[str]:
-    """Files whose bytes are not those that certificate.json names."""
-    if not (HERE / "certificate.json").is_file():
-        return []
-    stated = read_json("certificate.json")["sha256"]
-    return [name for name, value in stated.items() if not (HERE / name).is_file() or hashlib.sha256((HERE / name).read_bytes()).hexdigest() != value]
-
-
-def main() -> int:
-    """Compare, print, and return the exit code."""
-    result = {**compare(), "files_changed": changed_files()}
-    failed = bool("error" in result or result["files_changed"]) or any(result.get(f"{k}_differing", 0) for k in ("logits", "scores", "decisions"))
-    result["passed"] = not failed
-    if "--json" in sys.argv[1:]:
-        print(json.dumps(result))
-    else:
-        for key, value in result.items():
-            print(f"{key.replace('_', ' '):20s} {value}")
-    return int(failed)
+    result = counted(head, document, outputs, decisions)
+    if "error" in result:
+        return result
+    return {**result, **differences(head, document, logits, outputs, score, decisions, lambda: score_of(nodes, logits))}
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report(compare))
