@@ -14,7 +14,7 @@ from hlt_train import decisions, files, plugins
 from hlt_train.certify import CERTIFICATE, POINTS
 from hlt_train.data import normalise
 from hlt_train.data.card import Card
-from hlt_train.errors import RunFailed, UsageError
+from hlt_train.errors import RunFailed, UsageError, nearest
 from hlt_train.graph import Graph
 from hlt_train.graph_document import FORMAT as GRAPH_FORMAT
 from hlt_train.graph_document import VERSION as GRAPH_VERSION
@@ -22,7 +22,7 @@ from hlt_train.graph_document import from_document
 from hlt_train.regeneration import check_regenerated
 from hlt_train.types import Features, Inputs
 
-__all__ = ["CARD", "Artefact", "is_export", "open_export"]
+__all__ = ["CARD", "Artefact", "is_export", "no_such", "open_export"]
 
 CARD = ("hlt-train/export-card", 1)
 
@@ -82,6 +82,12 @@ def _targets(path: Path) -> list[Path]:
     return sorted(child.parent for child in path.glob("*/certificate.json"))
 
 
+def no_such(path: Path) -> UsageError:
+    """The error of a run or an export that is not there, with the directories beside it that come nearest."""
+    beside = [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
+    return UsageError("no such run or export", where=str(path), near=nearest(str(path), beside))
+
+
 def open_export(path: Path, *, trust: bool = False) -> Artefact:
     """Open a target's directory (or OUT, where it has one target), and make its artefact ready to run.
 
@@ -94,6 +100,8 @@ def open_export(path: Path, *, trust: bool = False) -> Artefact:
         RunFailed: a file is not the one that the certificate names.
         UsageError: not an export, or not one that this program would write.
     """
+    if not path.exists():
+        raise no_such(path)
     targets = _targets(path) if path.is_dir() else []
     if len(targets) != 1:
         names = [str(target) for target in targets]

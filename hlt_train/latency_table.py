@@ -30,8 +30,8 @@ __all__ = ["FORMAT", "KERNELS", "calibrate", "kernels", "predict", "read_table"]
 
 FORMAT = ("hlt-train/latency-table", 1)
 KERNELS = ("call", "input", "layer", "tile", "requant", "pool")
-TILE = {"plain": (1, 1), "sse2": (2, 4), "avx2": (2, 8), "avx512": (2, 16), "vnni256": (4, 8), "vnni512": (4, 16)}  # (inputs, outputs) of one product
-LANES = {"plain": 1, "sse2": 8, "avx2": 16, "avx512": 32, "vnni256": 16, "vnni512": 32}  # numbers that are quantised, requantised or pooled together
+TILE = {"plain": (1, 1), "sse2": (2, 4), "avx2": (2, 8), "avx512": (2, 16), "vnni": (4, 16)}  # (inputs, outputs) of one product
+LANES = {"plain": 1, "sse2": 8, "avx2": 16, "avx512": 32, "vnni": 32}  # numbers that are quantised, requantised or pooled together
 ACTIVATION = Quant(Fixed(False, 3, 5), "half_even", "sat")  # 8 bits
 EVENTS = 256
 MLPS = ((16, 64, 32, 32, 5), (6, 32, 5), (8, 16, 16, 2), (24, 48, 24, 3), (16, 16, 8, 2), (32, 64, 64, 5), (10, 96, 32, 1), (16, 32, 32, 32, 2))
@@ -117,7 +117,7 @@ def calibrate(out: Path, *, seed: int = 0, progress: Progress) -> dict[str, Any]
             exporter.write(graph, Path(folder))
             facts = exporter.latency(Path(folder), _events(graph, counts, rng))
         measured.append(facts["path_median_ns"])
-    paths = {name: _fit(cases, measured, name, held) for name in measured[0] if name in TILE}
+    paths = {name: _fit(cases, measured, name, held) for name in measured[0]}
     content = {"compiler": facts["compiler"], "flags": facts["flags"], "method": facts["method"], "machine": machine(), "seed": seed, "paths": paths}
     write_document(out, *FORMAT, content)
     return {"out": str(out), **content}

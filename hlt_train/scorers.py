@@ -14,9 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from hlt_train.artefact import is_export, open_export
+from hlt_train.artefact import is_export, no_such, open_export
 from hlt_train.data.card import Card
-from hlt_train.errors import UsageError, nearest
+from hlt_train.errors import UsageError
 from hlt_train.graph import Graph, evaluate, score_weights
 from hlt_train.graph import score as integer_score
 from hlt_train.trigger import working_points
@@ -78,8 +78,7 @@ def scorer(path: Path, *, which: str = "BEST", trust: bool = False) -> Scorer:
     if is_export(path):
         return _export(path, trust=trust)
     if not path.exists():
-        beside = [str(p) for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
-        raise UsageError("no such run or export", where=str(path), near=nearest(str(path), beside))
+        raise no_such(path)
     then = "give a directory that fit, distil or export wrote"
     raise UsageError("neither a run (config.yaml) nor an export (certificate.json)", where=str(path), then=then)
 

@@ -203,6 +203,9 @@ def test_a_directory_of_two_targets_asks_which(exported: tuple[Path, dict[str, A
     assert len(error.value.near) == 2
     with pytest.raises(UsageError, match="not an export"):
         open_export(tmp_path)
+    with pytest.raises(UsageError, match="no such run or export") as error:
+        open_export(tmp_path / "boht")
+    assert error.value.near[0].endswith("both")
 
 
 def test_a_float_teacher_states_its_deviation(teacher: Path, tmp_path: Path) -> None:
