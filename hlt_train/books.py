@@ -48,6 +48,11 @@ class Work(NamedTuple):
     finish: Callable[[Coverage, int], dict[str, Any]]
     plan: Any
 
+    @property
+    def holds(self) -> bool:
+        """Whether nobody begins an epoch before the verdict on the one before: a barrier that may stop early."""
+        return self.plan.patience is not None and self.program.strategy.quorum == 0
+
 
 class Books:
     """Counts what workers and shards report.

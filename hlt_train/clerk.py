@@ -64,7 +64,7 @@ class Clerk:
         self.record = Record(work.plan, work.steps_per_epoch, run, progress, self._weights, self._state)
         self.books = Books(work, self.record)
         self.books.barrier &= len(role.workers) == self.n
-        self._strict = work.plan.patience is not None and self.rule.quorum == 0 and len(role.workers) == self.n  # nobody goes on before the verdict on an epoch
+        self._strict = work.holds and len(role.workers) == self.n
         self._limits: dict[int, int] = {}  # batches up to which each worker may go, where it is not the one of its role
         self.dead: dict[int, Deal] = {}  # workers that died in this session -> what is kept for their replacements
         self.finished: set[int] = set()

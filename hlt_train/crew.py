@@ -167,10 +167,9 @@ class Ranks:
         """The roles and the state at the beginning of a session; everybody is told."""
         if self.run is None:
             self.run = self.opened()
-        plan, old = self.work.plan, self.role
+        old = self.role
         step = checkpoints.pointed(self.path, "LAST")
         ended = 0 if step is None else int(checkpoints.document(self.path, step)["ended_epoch"])
-        holds = plan.patience is not None and self.work.program.strategy.quorum == 0
         role = self.role = make_role(
             self._next_session(),
             old,
@@ -179,7 +178,7 @@ class Ranks:
             self.options,
             self.path,
             steps=self.work.steps,
-            limit=(ended + (1 if holds else AHEAD)) * self.work.steps_per_epoch,
+            limit=(ended + (1 if self.work.holds else AHEAD)) * self.work.steps_per_epoch,
             respawns=self.respawns,
             extended=self._extended and old is None,
         )

@@ -14,8 +14,6 @@ adding is done once more.
 from __future__ import annotations
 
 import math
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -38,13 +36,13 @@ from hlt_train.transports.actors import Worker
 from hlt_train.transports.dealing import Share, deals
 from hlt_train.transports.journal import file_of, read
 from hlt_train.transports.keys import INIT, actor_key
-from hlt_train.transports.launch import leave_record
-from hlt_train.transports.lock_free import Memory, Watched, how_of, touched
+from hlt_train.transports.lock_free import Memory, how_of, touched
 from hlt_train.transports.mpi import Crew, stored_actor
 from hlt_train.transports.options import MpiOptions
 from hlt_train.transports.post import Post
 from hlt_train.transports.program import Message, Program
 from hlt_train.transports.protocol import Recovery
+from hlt_train.transports.watched import Watched, leave_at_once
 
 __all__ = ["RaceProgram", "RaceRanks", "Serial", "Turn", "in_turns", "owners_of", "racing", "serial"]
 
@@ -364,12 +362,9 @@ class RaceRanks(Ranks):
 
         def give_up() -> None:
             text = f"a call that adds to shared parameters has not returned for {patience:g} s: a process was probably killed inside one and holds its lock"
-            line = f"rank {post.rank}: {text}\n    try: hlt-train fit --resume {path}"
             with (path / "log.txt").open("a") as stream:
-                stream.write(line + "\n")
-            print(line, file=sys.stderr, flush=True)  # noqa: T201 - the main thread never returns
-            leave_record(post.rank, 1, text)
-            os._exit(1)
+                stream.write(f"rank {post.rank}: {text}\n")
+            leave_at_once(post.rank, text, then=f"hlt-train fit --resume {path}")
 
         memory = Memory(post.comm, len(work.program.vector), how, owners, Watched(patience, give_up), unsafe=options.hogwild_unsafe)
         return RaceProgram(work.program, memory)

@@ -51,11 +51,11 @@ def forwarding(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _plan(function: Callable[..., Any], structure: Any, leaves: Sequence[Any]) -> _Plan:
-    def flat(*given: Any) -> list[Any]:
-        return jax.tree.leaves(function(*jax.tree.unflatten(structure, given)))
+    def called(*given: Any) -> Any:
+        return function(*jax.tree.unflatten(structure, given))
 
     traced: Any
-    traced, shapes = jax.make_jaxpr(lambda *given: function(*jax.tree.unflatten(structure, given)), return_shape=True)(*leaves)
+    traced, shapes = jax.make_jaxpr(called, return_shape=True)(*leaves)
     places = {variable: k for k, variable in enumerate(traced.jaxpr.invars)}
     sources: list[Any] = []
     for variable in traced.jaxpr.outvars:
@@ -66,5 +66,5 @@ def _plan(function: Callable[..., Any], structure: Any, leaves: Sequence[Any]) -
         else:
             sources.append(None)
     wanted = [k for k, source in enumerate(sources) if source is None]
-    compute = jax.jit(lambda *given: [flat(*given)[k] for k in wanted]) if wanted else None
+    compute = jax.jit(lambda *given: [jax.tree.leaves(called(*given))[k] for k in wanted]) if wanted else None
     return _Plan(compute, sources, jax.tree.structure(shapes))

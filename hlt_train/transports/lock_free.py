@@ -14,27 +14,25 @@ was faster than one call per row by a factor of 7, and than a datatype of single
 not allow a target to be written twice by one call.
 
 Open MPI holds a lock of the owner while it adds. A process that is killed there leaves it locked, and every other hangs in its next `Accumulate`; nobody can
-call it back. So a thread watches: after `patience` seconds inside one call it says so and ends the process (`Watched`).
+call it back. So a thread watches and ends the process (`hlt_train.transports.watched`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from hlt_train.errors import UsageError
 from hlt_train.transports.post import mpi
+from hlt_train.transports.watched import Watched
 
-__all__ = ["How", "Memory", "Rows", "Watched", "how_of", "touched"]
+__all__ = ["How", "Memory", "Rows", "how_of", "touched"]
 
 How = Literal["node", "rma"]
 NUMBER = 4  # bytes of a parameter
-LOOK = 0.5  # seconds between two looks of the watching thread
 
 
 class Rows(NamedTuple):
@@ -87,42 +85,6 @@ def how_of(comm: Any, wanted: str) -> How:
     if wanted == "node" and not shared:
         raise UsageError("the ranks are on several nodes, which share no memory", then="--set transport.lock_free=rma")
     return "node" if wanted == "node" or (wanted == "auto" and shared) else "rma"
-
-
-class Watched:
-    """Calls that may hang because another process died in one.
-
-    Args:
-        patience: seconds that a call may take.
-        give_up: called, from a thread, when one takes longer; it is to end the process.
-    """
-
-    def __init__(self, patience: float, give_up: Callable[[], None]) -> None:
-        self.patience, self._give_up = patience, give_up
-        self._since: float | None = None
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Around a call."""
-        self._since = time.monotonic()
-        try:
-            yield
-        finally:
-            self._since = None
-
-    def _watch(self) -> None:
-        while not self._closed.wait(min(LOOK, self.patience / 4)):
-            since = self._since
-            if since is not None and time.monotonic() - since > self.patience:
-                self._give_up()
-                return
-
-    def close(self) -> None:
-        """Watch no longer."""
-        self._closed.set()
 
 
 class Memory:

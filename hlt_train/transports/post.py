@@ -27,6 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hlt_train.errors import RunFailed, UsageError
+from hlt_train.transports.launch import replacement_command
+from hlt_train.transports.watched import Watched, leave_at_once
 
 __all__ = ["LONGEST_NAP", "Parcel", "Post", "mpi", "padded"]
 
@@ -423,7 +425,7 @@ class Post:
 
         Args:
             respawn: what Python runs in a replacement: a script, or `-m` and a module, and its arguments. Every rank gives the same. None: carry on without.
-            patience: seconds that a living rank may take to join.
+            patience: seconds that a living rank may take to join, and that MPI may take to rebuild; after these the process ends with code 1.
 
         Returns:
             The ranks that were replaced.
@@ -443,6 +445,17 @@ class Post:
             for peer in self._others():
                 self._dispatch(peer, kind)
             self._until(partial(self._all_in, told), partial(self._not_in, told), "it does not join the recovery", patience)
+        # These calls have no time limit of their own: MPI may hang in one where a process dies while a replacement is started.
+        text = f"the recovery hangs: MPI has rebuilt nothing for {patience:g} s"
+        watched = Watched(patience, partial(leave_at_once, self.rank, text))
+        with watched():
+            comm, members, missing_ranks = self._rebuilt(respawn)
+        watched.close()
+        self._join(comm, members)
+        return missing_ranks
+
+    def _rebuilt(self, respawn: Sequence[str] | None) -> tuple[Any, tuple[int, ...], tuple[int, ...]]:
+        """Another communicator, the logical ranks in it, and those of them that are replacements."""
         old = {i: logical for logical, i in self._rank_of.items()}
         group = self.comm.Get_group()
         if not self.comm.Is_revoked():
@@ -452,19 +465,14 @@ class Post:
         self._discard()
         missing_ranks = tuple(sorted(set(range(self.size)) - set(survivors)))
         self.epoch += 1
-        members = survivors
-        if respawn is not None and missing_ranks:
-            from hlt_train.transports.launch import replacement_command
-
-            command, *arguments = replacement_command(respawn)
-            between = comm.Spawn(command, arguments, len(missing_ranks), root=0)
-            comm = between.Merge(False)
-            members = survivors + missing_ranks
-            comm.Bcast(np.array([self.epoch, self.size, *members], np.int64), root=0)
-        else:
-            missing_ranks = ()
-        self._join(comm, members)
-        return missing_ranks
+        if respawn is None or not missing_ranks:
+            return comm, survivors, ()
+        command, *arguments = replacement_command(respawn)
+        between = comm.Spawn(command, arguments, len(missing_ranks), root=0)
+        comm = between.Merge(False)
+        members = survivors + missing_ranks
+        comm.Bcast(np.array([self.epoch, self.size, *members], np.int64), root=0)
+        return comm, members, missing_ranks
 
     def _not_in(self, told: set[int]) -> list[int]:
         return [r for r in self._others() if r not in told]

@@ -200,7 +200,19 @@ def respawn() -> None:
             post.flush(10.0)
             end()
     leave(f"respawn-{post.rank}", [post.replacement, sorted(post.dead), seen])
-    assert post.close()
+    assert post.close(60.0)
+
+
+def stuck() -> None:
+    """Rank 2 dies; rank 1 says that it joins the recovery and does not."""
+    post = Post(100)
+    if post.rank == 2:
+        time.sleep(0.1)
+        end()
+    until_dead(post)
+    if post.rank == 1:
+        post._rebuilt = lambda _respawn: time.sleep(60)
+    post.recover(patience=3.0)
 
 
 def fails() -> None:

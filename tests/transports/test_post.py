@@ -90,6 +90,12 @@ def test_replacements_take_the_place_of_the_dead_again_and_again(out: Path) -> N
     assert seen[3][2] == [[1, 2], [0], [2]]
 
 
+def test_a_recovery_that_hangs_in_mpi_is_ended(out: Path) -> None:
+    ended = launch([RANKS, "stuck"], 4, fault_tolerant=True)
+    assert ended.code == 1
+    assert set(ended.errors.values()) == {"the recovery hangs: MPI has rebuilt nothing for 3 s"}
+
+
 def test_a_failing_rank_is_named_with_its_message(out: Path) -> None:
     ended = launch([RANKS, "fails"], 3)
     assert ended.code == 2

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from hlt_train.transports.launch import FOLDER, leave_record
-from hlt_train.transports.lock_free import Memory, Watched, how_of, touched
+from hlt_train.transports.launch import FOLDER
+from hlt_train.transports.lock_free import Memory, how_of, touched
 from hlt_train.transports.post import Post
+from hlt_train.transports.watched import Watched, leave_at_once
 from tests.transports.ranks import leave
 
 OFFSET, WIDTH, BUCKETS = 2, 5, 200
@@ -67,11 +69,7 @@ def adding(post: Post, how: str, *, unsafe: bool = False) -> None:
 def hung(post: Post) -> None:
     """Rank 1 does not come back from a call."""
 
-    def give_up() -> None:
-        leave_record(post.rank, 1, "it hangs")
-        os._exit(1)
-
-    watched = Watched(0.5, give_up)
+    watched = Watched(0.5, partial(leave_at_once, post.rank, "it hangs"))
     for _ in range(3):
         with watched():
             time.sleep(0.01)
