@@ -2,8 +2,8 @@
 
 The two networks are those that published figures use: an MLP 16-64-32-32-5 and a DeepSets of up to 64 constituents with 16 variables, phi 64-64-64, rho 64-5,
 8 bits. All figures but those of Python are the median over blocks of dependent calls, one thread: the first input of a call moves by an output of the call
-before. Peers: the same integer network in ONNX Runtime through its C interface (tensors made beforehand) and from Python, and a float network of the same shape
-as plain C++ by the same compiler.
+before. Peers: the same integer network in ONNX Runtime through its C interface (tensors made beforehand) and from Python, hls4ml's emulator of it (where hls4ml
+is installed; always all constituents, and without the input step), and a float network of the same shape as plain C++ by the same compiler.
 
 The floor of a path is its multiplications alone at the throughput that this processor reaches with them: `pmaddwd` with its addition, eight, sixteen or 32
 products; `vpdpbusd`, 64 products; operands in registers, eight or more sums in flight. What a network needs beside them (input step, requantisation, loads,
@@ -20,13 +20,16 @@ import itertools
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
 
 from hlt_train import plugins
+from hlt_train.exporters import _hls4ml_run
 from hlt_train.exporters._compiler import compile_cpp, find_compiler, version
 from hlt_train.exporters._cpp_library import Library, build
+from hlt_train.exporters._grid import input_integers
 from hlt_train.graph import (
     Affine,
     Fixed,
@@ -48,6 +51,7 @@ from hlt_train.types import Features, Group
 ACTIVATION = Quant(Fixed(False, 3, 5), "half_even", "sat")  # 8 bits
 COUNTS = (4, 16, 24, 64)
 EVENTS = 256
+EMULATED, REPEATS = 16, 9  # events of one call of hls4ml's emulator, and calls
 NAMES = ("g", "q", "W", "Z", "t")
 PRODUCTS = {"sse2": 8, "avx2": 16, "avx512": 32, "vnni": 64}  # of one instruction
 FLOOR = """
@@ -267,6 +271,26 @@ def runtime_c(graph: Graph, x: Features) -> float:
     return float(result[0])
 
 
+def emulated(graph: Graph, inputs: list[Features]) -> list[float]:
+    """Nanoseconds of one event in hls4ml's compiled fixed-point emulator, called with many events at a time: medians over calls, without the input step."""
+    with tempfile.TemporaryDirectory() as scratch:
+        exporter = plugins.factory("exporters", "hls4ml")()
+        exporter.write(graph, Path(scratch))
+        evaluate_emulator = _hls4ml_run.load(Path(scratch), find_compiler())
+    found = []
+    for x in inputs:
+        few = Features({name: array[:EMULATED] for name, array in x.groups.items()}, {name: array[:EMULATED] for name, array in x.counts.items()})
+        integers = input_integers(graph, few)
+        assert np.array_equal(evaluate_emulator(integers, few.counts), evaluate(graph, few)), "hls4ml's emulator differs from the golden model"
+        times = []
+        for _ in range(REPEATS):
+            start = time.perf_counter_ns()
+            evaluate_emulator(integers, few.counts)
+            times.append((time.perf_counter_ns() - start) / EMULATED)
+        found.append(float(np.median(times)))
+    return found
+
+
 def float_plain(graph: Graph, inputs: list[Features]) -> list[float]:
     """Medians of dependent calls of a float network of the same shape in plain C++."""
     with tempfile.TemporaryDirectory() as scratch:
@@ -295,6 +319,10 @@ def rows(graph: Graph, counts: tuple[int, ...]) -> list[list[str]]:
         made.append([f"header, {path}", *medians, f"{last['single_median']:,.0f} / {last['single_p99']:,.0f}", f"{last['cold_median']:,.0f}", *ratio])
     made.append(["float, plain C++", *(f"{ns:,.0f}" for ns in float_plain(graph, inputs)), "", "", "", ""])
     made.append(["ONNX Runtime, C", *(f"{runtime_c(graph, x):,.0f}" for x in inputs), "", "", "", ""])
+    if importlib.util.find_spec("hls4ml") is None:
+        made.append(["hls4ml emulator", *("not run" for _ in counts), "", "", "", ""])
+    else:
+        made.append(["hls4ml emulator", *(f"{ns:,.0f}" for ns in emulated(graph, inputs)), "", "", "", ""])
     with tempfile.TemporaryDirectory() as scratch:
         onnx = plugins.factory("exporters", "onnx")()
         onnx.write(graph, Path(scratch))
