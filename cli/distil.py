@@ -75,8 +75,9 @@ WITH_RESUME = {"length", "resume", "inexact", "as_json", "quiet"}
 def command(ctx: click.Context, /, **options: Any) -> None:
     """Train a student that imitates the network of TEACHER_RUN (at BEST) in fixed-point arithmetic.
 
-    Formats: --set precision.weights='fixed<8,auto>' (also bias, activations, inputs; per layer: precision.layers.dense_0.weights); auto chooses integer bits
-    after a float warm-up over --set warmup=0.5 of the steps. --set precision=null trains a float student.
+    Formats (docs/formats.md): --set precision.weights='fixed<8,auto>' (also bias, activations, inputs; per layer: precision.layers.dense_0.weights); auto
+    chooses the scale after a float warm-up over --set warmup=0.5 of the steps. Weights may be minifloat<E,M,auto>, pow2<W,auto>, ternary<auto>, binary<auto>.
+    --set precision=null trains a float student.
     """
     from hlt_train.progress import Progress
 
@@ -146,6 +147,7 @@ def _rates(text: str) -> list[float]:
 
 
 def _summary(result: dict[str, Any]) -> str:
+    from hlt_train.precision.formats import brief
     from hlt_train.report.table import table
 
     rows = [["run", result["run"]], ["model", f"{result['model']}, {result['parameters']:,} parameters"]]
@@ -161,9 +163,7 @@ def _summary(result: dict[str, Any]) -> str:
         rows.append(["accumulators", f"{golden['accumulator_bits']} bits{', exact in float32' if golden['float32_exact'] else ''}"])
         for name, roles in result["formats"]["layers"].items():
             beyond = max(result["saturation"].get(name, {"": 0.0}).values())
-            rows.append(
-                [f"formats of {name}", ", ".join(f"{role} {text.partition(',h')[0]}" for role, text in roles.items()) + f"; {100 * beyond:.2g} % saturate"]
-            )
+            rows.append([f"formats of {name}", ", ".join(f"{role} {brief(text)}" for role, text in roles.items()) + f"; {100 * beyond:.2g} % saturate"])
     for point in result.get("working_points") or []:
         efficiency = point["efficiency"]
         rows.append([f"{point['name']} ({point['request']})", f"efficiency {efficiency['value']:.4f} [{efficiency['low']:.4f}, {efficiency['high']:.4f}]"])

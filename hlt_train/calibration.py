@@ -18,14 +18,17 @@ import numpy as np
 
 from hlt_train.models._layers import Dense
 from hlt_train.precision.config import ROLES, Precision
-from hlt_train.precision.fixed import FixedFormat, parse_format, quantise
+from hlt_train.precision.fixed import FixedFormat, bits_of, numbers
+from hlt_train.precision.formats import Format, parse_format, quantise
+from hlt_train.precision.minifloat import MiniFormat
 from hlt_train.types import Features
 
 __all__ = ["calibrate", "dense_layers", "needs_calibration", "provisional"]
 
-BIAS_ROOM = 2.0
+ROOM = 2.0  # of a bias, and of a weight with a format of its own: few values, each of which matters and moves
 CHUNK = 1 << 16
 FEWER_BITS = 4  # integer bits given up at most for a finer step
+SPREAD = 4  # integer bits of a channel below those of its tensor, at most
 PROVISIONAL_F = 6  # fraction bits: those of the default inputs
 COARSE = FixedFormat(signed=True, width=2, integer=2, round="half_even", over="sat")  # stands for a bias whose format is not chosen yet: never too fine
 Build = Callable[[Precision | None], eqx.Module]
@@ -58,9 +61,9 @@ def calibrate(build: Build, network: Any, precision: Precision, x: Features) -> 
     values += [(name, "activations", value) for name, value in eqx.filter_jit(lambda model, rows: model.trace(rows))(network, x).items()]
     for name, role, value in values:
         asked = precision.format(name, role)
-        if asked.integer is None:
-            precision = precision.with_format(name, role, nearest_format(asked, np.asarray(value)))
-    biases = {layer.name: (precision.format(layer.name, "bias"), np.asarray(layer.linear.bias)) for layer in layers}
+        if is_auto(asked):
+            precision = precision.with_format(name, role, nearest_format(asked, np.asarray(value), role))
+    biases = {layer.name: (precision.fixed(layer.name, "bias"), np.asarray(layer.linear.bias)) for layer in layers}
     known = precision
     for name, (asked, _) in biases.items():
         if asked.integer is None:
@@ -68,10 +71,10 @@ def calibrate(build: Build, network: Any, precision: Precision, x: Features) -> 
     accumulators = {layer.name: layer.formats.f for layer in dense_layers(build(known)) if layer.formats is not None}
     for name, (asked, bias) in biases.items():
         if asked.integer is None:
-            found = asked.fitted(BIAS_ROOM * float(np.abs(bias).max(initial=0)))
+            found = asked.fitted(ROOM * (float(np.abs(bias).max(initial=0)) if asked.per == "tensor" else np.abs(bias)))
             assert found.integer is not None
-            coarsest = max(found.integer, asked.width - accumulators[name])
-            precision = precision.with_format(name, "bias", replace(found, integer=coarsest))
+            coarsest = np.maximum(numbers(found.integer), numbers(asked.width) - (np.min(accumulators[name]) if asked.per == "tensor" else accumulators[name]))
+            precision = precision.with_format(name, "bias", replace(found, integer=bits_of(np.asarray(coarsest))))
     return precision
 
 
@@ -81,23 +84,53 @@ def provisional(precision: Precision) -> Precision:
     def fixed(role: str, text: str) -> str:
         if role == "inputs" or "auto" not in text:
             return text
-        return text.replace("auto", str(precision_width(text) - PROVISIONAL_F))
+        asked = parse_format(text, round=precision.round, over=precision.over)
+        return str(asked.at(PROVISIONAL_F))
 
     layers = {name: {role: fixed(role, text) for role, text in roles.items()} for name, roles in precision.layers.items()}
     return Precision.from_config({**precision.to_config(), **{role: fixed(role, getattr(precision, role)) for role in ROLES}, "layers": layers})
 
 
-def precision_width(text: str) -> int:
-    """Bits of a format's text."""
-    return parse_format(text, round="floor", over="sat").width
+def is_auto(asked: Format) -> bool:
+    """Whether something of the format is still to be chosen."""
+    return asked.bias is None if isinstance(asked, MiniFormat) else asked.integer is None
 
 
-def nearest_format(asked: FixedFormat, values: np.ndarray) -> FixedFormat:
-    """`asked` with the integer bits that change `values` least; the most integer bits among equals."""
+def nearest_format(asked: Format, values: np.ndarray, role: str) -> Format:
+    """`asked` at the scale that changes `values` least; the coarsest among equals.
+
+    Args:
+        asked: with `auto`. Formats per channel get one scale per row of a matrix, or per entry of the last axis of activations.
+        values: weights `[outputs, inputs]`, or activations `[..., features]`.
+        role: weights or activations.
+    """
+    values = np.asarray(values, np.float32)
+    if isinstance(asked, FixedFormat) and asked.per != "tensor":
+        return _nearest_of_each(asked, values, role)
     widest = asked.fitted(float(np.abs(values).max(initial=0)))
-    assert widest.integer is not None
-    candidates = [replace(widest, integer=widest.integer - fewer) for fewer in range(FEWER_BITS)]
-    flat = np.ravel(values).astype(np.float32)
-    x = jnp.asarray(np.pad(flat, (0, -len(flat) % CHUNK)))  # zeros are on every grid; few different sizes are compiled
-    errors = [float(jnp.sum((quantise(x, to) - x) ** 2)) for to in candidates]
+    candidates = [widest.scaled(-fewer) for fewer in range(FEWER_BITS)]
+    flat = np.ravel(values)
+    x = jnp.asarray(np.pad(flat, (0, -len(flat) % CHUNK)))  # few different sizes are compiled
+    errors = [float(jnp.sum((quantise(x, to) - x)[: len(flat)] ** 2)) for to in candidates]
     return candidates[int(np.argmin(errors))]
+
+
+def _nearest_of_each(asked: FixedFormat, values: np.ndarray, role: str) -> FixedFormat:
+    """Integer bits of the shape `[outputs, 1]` (weights per channel), `[outputs, inputs]` (per element), or `[features]`."""
+    if role == "weights":
+        axes: tuple[int, ...] = (1,) if asked.per == "channel" else ()
+        widest = asked.fitted(np.abs(values).max(axis=axes, keepdims=True) if axes else ROOM * np.abs(values))
+    else:
+        axes = tuple(range(values.ndim - 1))
+        widest = asked.fitted(np.abs(values).max(axis=axes, initial=0))
+    whole = asked.fitted(float(np.abs(values).max(initial=0)))
+    assert widest.integer is not None
+    assert whole.integer is not None
+    # A channel with very small values would set the step of every sum it enters, and the width of every accumulator.
+    widest = replace(widest, integer=bits_of(np.maximum(numbers(widest.integer), np.max(numbers(whole.integer)) - SPREAD)))
+    if not axes:
+        return widest  # a weight beyond its range learns nothing more: each has room to grow, and none saturates for a finer step
+    candidates = [widest.scaled(-fewer) for fewer in range(FEWER_BITS)]
+    errors = [np.sum((np.asarray(quantise(jnp.asarray(values), to)) - values) ** 2, axis=axes, keepdims=role == "weights") for to in candidates]
+    assert widest.integer is not None
+    return replace(widest, integer=bits_of(numbers(widest.integer) - np.argmin(errors, axis=0)))

@@ -14,7 +14,7 @@ from hlt_train.data import normalise
 from hlt_train.data.dataset import Dataset
 from hlt_train.errors import RunFailed
 from hlt_train.graph import Graph, evaluate
-from hlt_train.precision.fixed import FixedFormat
+from hlt_train.precision.formats import Format
 from hlt_train.proof import prove
 from hlt_train.restore import Loaded, predict_rows
 from hlt_train.types import Features, Inputs
@@ -84,9 +84,9 @@ def saturation(model: eqx.Module, inputs: Inputs, x: Features) -> dict[str, dict
     return found
 
 
-def _beyond(values: np.ndarray, to: FixedFormat) -> float:
-    step = 2.0**-to.f
-    return float(np.mean((values < (to.lo - 0.5) * step) | (values > (to.hi + 0.5) * step)))
+def _beyond(values: np.ndarray, to: Format) -> float:
+    step, (low, high) = np.ldexp(1.0, -np.asarray(to.f)), to.reach
+    return float(np.mean((values < low * step) | (values > high * step)))
 
 
 def refuse_saturated(found: dict[str, dict[str, float]], formats: dict[str, dict[str, str]]) -> None:

@@ -7,7 +7,8 @@ import pytest
 from hlt_train.calibration import calibrate, dense_layers, nearest_format, needs_calibration, provisional
 from hlt_train.models.deepsets import deepsets
 from hlt_train.precision.config import Precision
-from hlt_train.precision.fixed import FixedFormat, parse_format
+from hlt_train.precision.fixed import FixedFormat
+from hlt_train.precision.formats import parse_format
 from tests.students import inputs, normalised, raw
 
 AUTO = FixedFormat(True, 8, None, "half_even", "sat")
@@ -34,19 +35,19 @@ def test_every_auto_becomes_a_number_that_the_network_takes() -> None:
 
 def test_the_range_decides() -> None:
     rng = np.random.default_rng(0)
-    assert nearest_format(AUTO, rng.uniform(-0.9, 0.9, 10_000)).integer == 1
-    assert nearest_format(AUTO, rng.uniform(-7, 7, 10_000)).integer == 4
-    assert nearest_format(AUTO, rng.uniform(-0.01, 0.01, 10_000)).integer == -5
+    assert nearest_format(AUTO, rng.uniform(-0.9, 0.9, 10_000), "weights").integer == 1
+    assert nearest_format(AUTO, rng.uniform(-7, 7, 10_000), "weights").integer == 4
+    assert nearest_format(AUTO, rng.uniform(-0.01, 0.01, 10_000), "weights").integer == -5
 
 
 def test_one_outlier_saturates_for_a_finer_step() -> None:
     values = np.random.default_rng(0).normal(0, 0.3, 100_000)
     values[0] = 5.0
-    assert nearest_format(AUTO, values).integer < 4
+    assert nearest_format(AUTO, values, "weights").integer < 4
 
 
 def test_all_zero_values() -> None:
-    assert nearest_format(AUTO, np.zeros(5)).integer is not None
+    assert nearest_format(AUTO, np.zeros(5), "weights").integer is not None
 
 
 @pytest.mark.parametrize(("precision", "needed"), [(Precision(), True), (Precision("fixed<8,2>", "fixed<8,2>", "ufixed<8,2>", "fixed<10,auto>"), False)])

@@ -6,7 +6,6 @@ the layer runs in int32), and every loss of bits is one `quantise`. Its `grid` s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -15,12 +14,15 @@ from typing import Literal, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hlt_train.errors import UsageError, nearest
 from hlt_train.graph import Fixed, input_node
 from hlt_train.precision.config import Precision
 from hlt_train.precision.exact import EXACT_FLOAT32, EXACT_INT32, affine, affine_int32
-from hlt_train.precision.fixed import FixedFormat, quantise
+from hlt_train.precision.fixed import FixedFormat, bits_of, numbers
+from hlt_train.precision.formats import Format, quantise
+from hlt_train.precision.grid import Ints, power
 from hlt_train.types import Features, Group
 
 __all__ = ["ACTIVATIONS", "Activation", "Dense", "Grid", "GroupInput", "LayerFormats", "chain", "check_options", "dense", "fixed_of", "input_of", "run"]
@@ -45,7 +47,8 @@ class Grid(NamedTuple):
     @classmethod
     def of(cls, to: FixedFormat, features: int) -> Grid:
         """`features` features of one format."""
-        return cls((to.f,) * features, (max(-to.lo, to.hi),) * features)
+        f, top = (np.broadcast_to(np.asarray(v, np.int64), features).tolist() for v in (to.f, np.maximum(-1 * to.lo, to.hi)))
+        return cls(tuple(f), tuple(top))
 
 
 class GroupInput(eqx.Module):
@@ -70,8 +73,8 @@ class GroupInput(eqx.Module):
             values = jnp.where(self.mask(x)[..., None], values, 0)
         if self.format is None:
             return values
-        step = math.ldexp(1.0, -self.format.f)
-        lo, hi = (jnp.asarray([n * step for n in limits], jnp.float32) for limits in (self.lo, self.hi))
+        step = power(-1 * self.format.f)
+        lo, hi = (jnp.asarray(limits, jnp.float32) * step for limits in (self.lo, self.hi))
         inside = jnp.clip(quantise(values, self.format), lo, hi)
         return inside if self.length is None else jnp.where(self.mask(x)[..., None], inside, 0)
 
@@ -94,7 +97,7 @@ class GroupInput(eqx.Module):
         """Of one constituent (or of the scalars)."""
         if self.format is None:
             return None
-        return Grid((self.format.f,) * self.variables, tuple(max(abs(a), abs(b)) for a, b in zip(self.lo, self.hi, strict=True)))
+        return Grid.of(self.format, self.variables)._replace(top=tuple(max(abs(a), abs(b)) for a, b in zip(self.lo, self.hi, strict=True)))
 
 
 def input_of(group: Group, precision: Precision | None) -> GroupInput:
@@ -102,19 +105,21 @@ def input_of(group: Group, precision: Precision | None) -> GroupInput:
     n = len(group.variables)
     if precision is None:
         return GroupInput(group.name, n, group.length, None, (), ())
-    to = precision.format(group.name, "inputs")
+    to = precision.fixed(group.name, "inputs")
+    if np.ndim(to.width) > 1 or np.ndim(to.integer or 0) > 1 or np.size(to.width) not in (1, n) or np.size(to.integer or 0) not in (1, n):
+        raise UsageError(f"'{group.name}' has {n} variables, its format {to} does not fit them", where=f"precision.layers.{group.name}.inputs")
     if to.integer is None:
-        limits = [abs(float(v)) for v in (*group.lo, *group.hi)]
-        if any(v == float("inf") for v in limits):
+        limits = np.maximum(np.abs(group.lo), np.abs(group.hi)).astype(np.float64)
+        if np.isinf(limits).any():
             raise UsageError(f"the range of '{group.name}' is not known: an input has no clip", then="give clip in the card, or a format without auto")
-        to = to.fitted(max(limits))
+        to = to.fitted(float(limits.max()) if to.per == "tensor" else limits)
     node = input_node(group.name, group, fixed_of(to))
     return GroupInput(group.name, n, group.length, to, tuple(int(v) for v in node.lo), tuple(int(v) for v in node.hi))
 
 
 def fixed_of(to: FixedFormat) -> Fixed:
     """The graph's form of a format, without its modes."""
-    return Fixed(to.signed, to.width - to.f - int(to.signed), to.f)
+    return Fixed(to.signed, numbers(to.width) - to.f - int(to.signed), to.f)
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class LayerFormats:
         source: what the layer reads.
     """
 
-    weights: FixedFormat
+    weights: Format
     bias: FixedFormat
     out: FixedFormat | None
     source: Grid
@@ -138,15 +143,25 @@ class LayerFormats:
         return max(self.source.f)
 
     @property
-    def f(self) -> int:
-        """Exponent of the accumulators."""
-        return self.source_f + self.weights.f
+    def f(self) -> Ints:
+        """Exponent of the accumulators: one, or one per output, that of its finest weight."""
+        finest = self.weights.f
+        return self.source_f + (finest if isinstance(finest, int) else finest.max(axis=1))
 
     @property
-    def bound(self) -> int:
+    def bound(self) -> float:
         """No |accumulator| and no partial sum exceeds this, in units of 2**-f, whatever the weights."""
-        inputs = sum(top << (self.source_f - f) for f, top in zip(self.source.f, self.source.top, strict=True))
-        return inputs * max(-self.weights.lo, self.weights.hi) + (max(-self.bias.lo, self.bias.hi) << max(0, self.f - self.bias.f))
+        inputs = np.ldexp(np.array(self.source.top, np.float64), self.source_f - np.array(self.source.f))
+        f = np.atleast_1d(self.f).astype(np.int64)
+        up = (f - self.source_f)[:, None] - np.asarray(self.weights.f)
+        weights = np.ldexp(np.maximum(-1 * self.weights.lo, self.weights.hi).astype(np.float64), np.minimum(up, 1000))
+        bias = np.ldexp(np.maximum(-1 * self.bias.lo, self.bias.hi).astype(np.float64), np.maximum(0, f - self.bias.f))
+        return float((np.broadcast_to(weights, (len(f), len(inputs))) @ inputs + bias).max())
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether something is rounded at random while training."""
+        return any(to is not None and getattr(to, "round", "") == "stochastic" for to in (self.weights, self.bias, self.out))
 
 
 class Dense(eqx.Module):
@@ -157,29 +172,37 @@ class Dense(eqx.Module):
     activation: Activation = eqx.field(static=True)
     formats: LayerFormats | None = eqx.field(static=True)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., inputs]` -> `[..., outputs]`, on the grid of `formats.out`."""
-        return self.quantised(self.accumulate(x)) if self.formats is None or self.formats.bound < EXACT_FLOAT32 else self._wide(x)
+    def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        """`[..., inputs]` -> `[..., outputs]`, on the grid of `formats.out`. A key means training: what is rounded at random uses it."""
+        if self.formats is None or self.formats.bound < EXACT_FLOAT32 or (key is not None and self.formats.stochastic):
+            return self.quantised(self.accumulate(x, key), key)
+        return self._wide(x)
 
-    def accumulate(self, x: jax.Array) -> jax.Array:
+    def accumulate(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """The value before the loss of bits: float32, after the activation."""
-        w, b = self.parameters()
+        w, b = self.parameters(key)
         return ACTIVATIONS[self.activation](affine(x, w, b))
 
-    def quantised(self, value: jax.Array) -> jax.Array:
+    def quantised(self, value: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """What `accumulate` gave, on the output's grid."""
-        return value if self.formats is None or self.formats.out is None else quantise(value, self.formats.out)
+        return value if self.formats is None or self.formats.out is None else quantise(value, self.formats.out, _folded(key, 0))
 
-    def parameters(self) -> tuple[jax.Array, jax.Array]:
+    def parameters(self, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Weights `[outputs, inputs]` and bias as the layer uses them."""
         assert self.linear.bias is not None
         weight, bias = jnp.asarray(self.linear.weight), jnp.asarray(self.linear.bias)
-        return (weight, bias) if self.formats is None else (quantise(weight, self.formats.weights), quantise(bias, self.formats.bias))
+        if self.formats is None:
+            return weight, bias
+        return quantise(weight, self.formats.weights, _folded(key, 1)), quantise(bias, self.formats.bias, _folded(key, 2))
 
     def _wide(self, x: jax.Array) -> jax.Array:
         assert self.formats is not None
         w, b = self.parameters()
-        return affine_int32(x, w, b, self.formats.source_f, self.formats.weights.f, self.activation == "relu", self.formats.out)
+        return affine_int32(x, w, b, self.formats.source_f, bits_of(self.formats.f), self.activation == "relu", self.formats.out)
+
+
+def _folded(key: jax.Array | None, number: int) -> jax.Array | None:
+    return None if key is None else jax.random.fold_in(key, number)
 
 
 def dense(
@@ -189,31 +212,50 @@ def dense(
     linear = eqx.nn.Linear(inputs, outputs, key=key)
     if precision is None or source is None:
         return Dense(linear, name, activation, None)
-    formats = LayerFormats(precision.format(name, "weights"), precision.format(name, "bias"), None if last else precision.format(name, "activations"), source)
+    formats = LayerFormats(precision.format(name, "weights"), precision.fixed(name, "bias"), None if last else precision.fixed(name, "activations"), source)
+    _check_shapes(name, formats, inputs, outputs)
     _check_formats(name, formats)
     return Dense(linear, name, activation, formats)
 
 
+def _check_shapes(name: str, formats: LayerFormats, inputs: int, outputs: int) -> None:
+    """Formats given by lists fit the layer: weights `[outputs, 1]` or `[outputs, inputs]`, bias and activations `[outputs]`."""
+    allowed: dict[str, tuple[tuple[int, ...], ...]] = {"weights": ((outputs, 1), (outputs, inputs)), "bias": ((outputs,),), "activations": ((outputs,),)}
+    for role, to in zip(allowed, (formats.weights, formats.bias, formats.out), strict=True):
+        if isinstance(to, FixedFormat) and to.integer is not None and np.ndim(to.f) and np.shape(to.f) not in allowed[role]:
+            shapes = " or ".join(str(list(shape)) for shape in allowed[role])
+            raise UsageError(f"the {role} of '{name}' take a list of shape {shapes}, found {list(np.shape(to.f))}", where=f"precision.layers.{name}.{role}")
+
+
 def _check_formats(name: str, formats: LayerFormats) -> None:
     where = f"precision.layers.{name}"
-    if formats.bias.f > formats.f:
+    least = int(np.min(formats.f - formats.bias.f))
+    if least < 0:
         raise UsageError(
-            f"the bias of '{name}' ({formats.bias}) is finer than its accumulators (2^-{formats.f}): it would leave their grid",
+            f"the bias of '{name}' ({formats.bias}) is finer than its accumulators (2^-{_some(formats.f)}): it would leave their grid",
             where=where,
-            then=f"use at most {formats.f} fraction bits for bias",
+            then=f"use at most {_some(formats.f)} fraction bits for bias",
         )
-    if not -100 < formats.f < 100:
-        raise UsageError(f"the accumulators of '{name}' have steps of 2^{-formats.f}, beyond float32", where=where, then="use fewer fraction bits")
+    if np.abs(formats.f).max() >= 100:
+        raise UsageError(f"the accumulators of '{name}' have steps of 2^-{_some(formats.f)}, beyond float32", where=where, then="use fewer fraction bits")
     if formats.bound >= EXACT_INT32:
         raise UsageError(
-            f"the sums of '{name}' can reach {formats.bound}, beyond int32", where=where, then="use fewer bits for weights or activations, or fewer inputs"
+            f"the sums of '{name}' can reach {formats.bound:.0f}, beyond int32", where=where, then="use fewer bits for weights or activations, or fewer inputs"
         )
-    if formats.out is not None and formats.bound >= EXACT_FLOAT32 and not -6 <= formats.f - formats.out.f <= 30:
-        raise UsageError(
-            f"the outputs of '{name}' ({formats.out}) are too far from its accumulators (steps of 2^-{formats.f}) for int32",
-            where=where,
-            then="choose fraction bits nearer to those of the sums",
-        )
+    if formats.out is not None and formats.bound >= EXACT_FLOAT32:
+        drop = np.asarray(formats.f - formats.out.f)
+        if drop.min() < -6 or drop.max() > 30:
+            raise UsageError(
+                f"the outputs of '{name}' ({formats.out}) are too far from its accumulators (steps of 2^-{_some(formats.f)}) for int32",
+                where=where,
+                then="choose fraction bits nearer to those of the sums",
+            )
+
+
+def _some(f: Ints) -> str:
+    """An exponent, or the smallest and largest of several."""
+    low, high = int(np.min(f)), int(np.max(f))
+    return str(low) if low == high else f"{low}..{high}"
 
 
 def chain(
@@ -234,9 +276,10 @@ def run(layers: tuple[Dense, ...], x: jax.Array, *, dropout: float, key: jax.Arr
     for index, layer in enumerate(layers):
         if tape is not None:
             tape[layer.name] = layer.accumulate(x)
-        x = layer(x)
-        if key is not None and dropout > 0:
-            x = eqx.nn.Dropout(dropout)(x, key=jax.random.fold_in(key, index))
+        own = None if key is None else jax.random.fold_in(key, index)
+        x = layer(x, own)
+        if own is not None and dropout > 0:
+            x = eqx.nn.Dropout(dropout)(x, key=own)
     return x
 
 

@@ -16,8 +16,8 @@ __all__ = ["Lowering"]
 
 
 def quant_of(to: FixedFormat) -> Quant:
-    """The graph's form of a format with its modes."""
-    return Quant(fixed_of(to), to.round, to.over)
+    """The graph's form of a format with its modes; what is rounded at random in training is rounded to the nearest elsewhere."""
+    return Quant(fixed_of(to), "half_even" if to.round == "stochastic" else to.round, to.over)
 
 
 class Lowering:
@@ -49,9 +49,9 @@ class Lowering:
             return self._add(FloatAffine(layer.name, (source,), w.T.astype(np.float32), b.astype(np.float32), layer.activation))
         formats = layer.formats
         shift = formats.source_f - np.array(formats.source.f, np.int64)
-        integers = _integers(w, formats.weights.f).T << shift[:, None]
-        bias = _integers(b, formats.bias.f) << (formats.f - formats.bias.f)
-        f = np.full(len(b), formats.f, np.int64)
+        f = np.array(np.broadcast_to(np.asarray(formats.f, np.int64), len(b)))
+        integers = _integers(w, (f - formats.source_f)[:, None]).T << shift[:, None]
+        bias = _integers(b, f)
         affine = self._add(Affine(layer.name, (source,), integers, bias, f, layer.activation == "relu"))
         return affine if formats.out is None else self._add(Requant(f"{layer.name}_out", (affine,), quant_of(formats.out)))
 
@@ -75,10 +75,10 @@ class Lowering:
         return node.name
 
 
-def _integers(values: np.ndarray, f: int) -> np.ndarray:
-    """Grid values to their integers, checked to be on the grid."""
-    scaled = values.astype(np.float64) * 2.0**f
-    integers = np.rint(scaled).astype(np.int64)
+def _integers(values: np.ndarray, f: np.ndarray) -> np.ndarray:
+    """Grid values to their integers at the exponents `f`, checked to be on the grid."""
+    scaled = np.ldexp(values.astype(np.float64), f)
+    integers: np.ndarray = np.rint(scaled).astype(np.int64)
     if not np.array_equal(integers, scaled):
         raise RunFailed("a parameter is not on its grid", then="the quantiser must return grid values; report this")
     return integers

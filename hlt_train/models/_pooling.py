@@ -7,12 +7,14 @@ from typing import Literal
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from hlt_train.errors import UsageError
 from hlt_train.models._layers import Grid
 from hlt_train.precision.config import Precision
 from hlt_train.precision.exact import EXACT_FLOAT32, EXACT_INT32, pool_mean
-from hlt_train.precision.fixed import FixedFormat, quantise
+from hlt_train.precision.fixed import FixedFormat
+from hlt_train.precision.formats import quantise
 
 __all__ = ["Pooling", "pooling"]
 
@@ -57,12 +59,13 @@ def pooling(group: str, length: int, kind: Literal["sum", "max", "mean"], source
     name = f"{group}_pool"
     if precision is None or source is None:
         return Pooling(name, kind, None, 0)
-    to = precision.format(name, "activations")
-    f, top = max(source.f), max(source.top)
+    to = precision.fixed(name, "activations")
+    f = max(source.f)
+    top = max(t << (f - own) for t, own in zip(source.top, source.f, strict=True))
     where, then = f"precision.layers.{group}_phi", "use fewer bits for the last activations of phi"
     if kind != "max" and length * top >= EXACT_FLOAT32:
         raise UsageError(f"the sum over '{group}' can reach {length * top}, beyond what float32 holds exactly", where=where, then=then)
-    up = to.f - f
-    if kind == "mean" and (max(length * top, 1) * 2 ** max(up, 0) >= EXACT_INT32 or length * 2 ** max(-up, 0) >= EXACT_INT32):
+    up = np.asarray(to.f - f)
+    if kind == "mean" and max(max(length * top, 1) * 2.0 ** up.max(initial=0), length * 2.0 ** -up.min(initial=0)) >= EXACT_INT32:
         raise UsageError(f"the mean over '{group}' needs more than 30 bits", where=where, then=f"{then}, or --set model.pool=sum")
     return Pooling(name, kind, to, f)

@@ -89,14 +89,14 @@ class Branch(eqx.Module):
     phi: tuple[Dense, ...]
     pool: Pooling | None
 
-    def __call__(self, x: Features, tape: dict[str, jax.Array] | None) -> jax.Array:
-        """`[n, features]` of this group."""
+    def __call__(self, x: Features, key: jax.Array | None, tape: dict[str, jax.Array] | None) -> jax.Array:
+        """`[n, features]` of this group; a key means training."""
         values = self.input(x)
         if self.pool is None:
             return values
         mask, count = self.input.mask(x), self.input.count(x)
         own: dict[str, jax.Array] | None = None if tape is None else {}
-        values = run(self.phi, values, dropout=0.0, key=None, tape=own)
+        values = run(self.phi, values, dropout=0.0, key=key, tape=own)
         if tape is not None and own is not None:
             tape |= {name: jnp.where(mask[..., None], value, 0) for name, value in own.items()}
             tape[self.pool.name] = self.pool.accumulate(values, mask, count)
@@ -121,9 +121,10 @@ class DeepSets(eqx.Module):
         return tape
 
     def _forward(self, x: Features, key: jax.Array | None, tape: dict[str, jax.Array] | None) -> jax.Array:
-        joined = jnp.concatenate([branch(x, tape) for branch in self.branches], axis=-1)
+        keys = [None if key is None else jax.random.fold_in(key, len(self.rho) + k) for k in range(len(self.branches))]
+        joined = jnp.concatenate([branch(x, own, tape) for branch, own in zip(self.branches, keys, strict=True)], axis=-1)
         hidden = run(self.rho[:-1], joined, dropout=self.dropout, key=key, tape=tape)
-        return self.rho[-1](hidden)
+        return self.rho[-1](hidden, None if key is None else jax.random.fold_in(key, len(self.rho) - 1))
 
     def lower(self, inputs: Inputs, names: tuple[str, ...], score: np.ndarray | None) -> Graph:
         """The graph of this network, its normalisation included; arguments as in `MLP.lower`."""

@@ -1,7 +1,7 @@
 """What the user says about number formats: defaults per role, and overrides per layer.
 
 precision:
-weights: fixed<8,auto>          # auto: the integer bits are chosen from the ranges that a float warm-up reached
+weights: fixed<8,auto>          # auto: the integer bits are chosen from the ranges that a float warm-up reached; also minifloat, pow2, ternary, binary
 bias: fixed<8,auto>
 activations: ufixed<8,auto>     # after ReLU and after pooling
 inputs: fixed<10,4>             # the first grid, always half_even and sat
@@ -17,7 +17,9 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from hlt_train.errors import UsageError, nearest
-from hlt_train.precision.fixed import OVERFLOWS, ROUNDINGS, FixedFormat, Overflow, Round, parse_format
+from hlt_train.precision.fixed import FixedFormat
+from hlt_train.precision.formats import Format, parse_format
+from hlt_train.precision.grid import OVERFLOWS, ROUNDINGS, Overflow, Round
 
 __all__ = ["ROLES", "Precision"]
 
@@ -63,14 +65,22 @@ class Precision:
         """The `precision:` section that gives this object again."""
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"layers": {n: dict(o) for n, o in self.layers.items()}}
 
-    def format(self, layer: str, role: str) -> FixedFormat:
-        """The format of one role of one layer (a group's name for `inputs`)."""
+    def format(self, layer: str, role: str) -> Format:
+        """The format of one role of one layer (a group's name for `inputs`). Biases, activations and inputs are fixed point."""
         text = str(self.layers.get(layer, {}).get(role, getattr(self, role)))
-        if role != "inputs":
+        if role == "weights":
             return parse_format(text, round=self.round, over=self.over)
-        found = parse_format(text, round="half_even", over="sat")
-        if (found.round, found.over) != ("half_even", "sat"):
-            raise UsageError(f"inputs are rounded half_even and saturate, '{text}' asks for something else", where=f"precision {layer} inputs")
+        return self.fixed(layer, role)
+
+    def fixed(self, layer: str, role: str) -> FixedFormat:
+        """As `format`, of a role that is fixed point."""
+        text, where = str(self.layers.get(layer, {}).get(role, getattr(self, role))), f"precision {layer} {role}".replace("  ", " ")
+        modes: tuple[Round, Overflow] = ("half_even", "sat") if role == "inputs" else (self.round, self.over)
+        found = parse_format(text, round=modes[0], over=modes[1])
+        if not isinstance(found, FixedFormat):
+            raise UsageError(f"{role} are fixed point, '{text}' is not", where=where, near=("fixed<8,auto>", "ufixed<8,auto>"))
+        if role == "inputs" and (found.round, found.over) != ("half_even", "sat"):
+            raise UsageError(f"inputs are rounded half_even and saturate, '{text}' asks for something else", where=where)
         return found
 
     def check(self, layers: Iterable[str]) -> None:
@@ -80,7 +90,7 @@ class Precision:
             if name not in known:
                 raise UsageError(f"the network has no layer '{name}'", where=f"precision.layers.{name}", near=nearest(name, known) or known)
 
-    def with_format(self, layer: str, role: str, to: FixedFormat) -> Precision:
+    def with_format(self, layer: str, role: str, to: Format) -> Precision:
         """A copy in which one role of one layer has the format `to`."""
         layers = {name: dict(roles) for name, roles in self.layers.items()}
         layers.setdefault(layer, {})[role] = str(to)

@@ -6,8 +6,11 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from hlt_train.precision.fixed import FixedFormat, power, quantise
+from hlt_train.precision.fixed import Bits, FixedFormat, numbers
+from hlt_train.precision.formats import quantise
+from hlt_train.precision.grid import Ints, Round, power
 
 __all__ = ["EXACT_FLOAT32", "EXACT_INT32", "affine", "affine_int32", "pool_mean"]
 
@@ -28,48 +31,50 @@ def _float(x: jax.Array, w: jax.Array, b: jax.Array, relu: bool, to: FixedFormat
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def affine_int32(x: jax.Array, w: jax.Array, b: jax.Array, f_x: int, f_w: int, relu: bool, to: FixedFormat | None) -> jax.Array:
+def affine_int32(x: jax.Array, w: jax.Array, b: jax.Array, f_x: int, f: Bits, relu: bool, to: FixedFormat | None) -> jax.Array:
     """As `affine`, ReLU and `quantise` on values whose sums may exceed 2**24: summed and rounded in int32, gradient of the float form.
 
     Args:
         x: on the grid 2**-f_x, `[..., inputs]`.
-        w: on the grid 2**-f_w, `[outputs, inputs]`.
-        b: on the grid 2**-(f_x + f_w).
+        w: row o on the grid 2**-(f[o] - f_x), `[outputs, inputs]`.
+        b: on the grid 2**-f, `[outputs]`.
         f_x: exponent of x.
-        f_w: exponent of w.
+        f: exponent of the sums, one for all or one per output.
         relu: apply ReLU.
         to: format of the result; None gives the accumulators as float32, rounded to 24 bits (for a loss only).
     """
-    f = f_x + f_w
-    integers = [jnp.round(v * power(e)).astype(jnp.int32) for v, e in ((x, f_x), (w, f_w), (b, f))]
+    total_f = numbers(f)
+    of_w = total_f - f_x if isinstance(total_f, int) else (total_f - f_x)[:, None]
+    integers = [jnp.round(v * power(e)).astype(jnp.int32) for v, e in ((x, f_x), (w, of_w), (b, total_f))]
     total = jnp.matmul(integers[0], integers[1].T) + integers[2]
     total = jnp.maximum(total, 0) if relu else total
     if to is None:
-        return _value(total, f)
-    return _value(_requantised(total, f - to.f, to), to.f)
+        return _value(total, total_f)
+    return _value(_requantised(total, total_f - to.f, to), to.f)
 
 
-def _requantised(n: jax.Array, drop: int, to: FixedFormat) -> jax.Array:
-    """int32 -> int32 with `drop` (-6 to 30) fraction bits fewer, rounded, then brought into the format."""
-    if drop > 0:
-        n = _divided(n, jnp.int32(2**drop), to.round)
-    elif to.over == "wrap":
-        n = n << -drop  # bits that leave int32 are above those that wrap away
-    else:
-        limit = 2 ** (31 + drop) - 1  # what is cut here saturates below all the same
-        n = jnp.clip(n, -limit, limit) << -drop
+def _requantised(n: jax.Array, drop: Ints, to: FixedFormat) -> jax.Array:
+    """int32 -> int32 with `drop` (-6 to 30; one number, or one per feature) fraction bits fewer, rounded, then brought into the format."""
+    right, left = np.maximum(drop, 0), np.maximum(-1 * drop, 0)
+    if right.any():
+        n = _divided(n, jnp.asarray(np.left_shift(1, right), jnp.int32), to.round)
+    if left.any() and to.over != "wrap":  # with wrap, bits that leave int32 are above those that wrap away
+        limit = np.right_shift(2**31 - 1, left)
+        n = jnp.clip(n, -limit, limit)  # what is cut here saturates below all the same
+    n = n << jnp.asarray(left, jnp.int32)
+    lo, hi = (jnp.asarray(v, jnp.int32) for v in (to.lo, to.hi))
     if to.over != "wrap":
-        return jnp.clip(n, to.lo, to.hi)
-    rest = n & (2**to.width - 1)
-    return jnp.where(rest > to.hi, rest - 2**to.width, rest)
+        return jnp.clip(n, lo, hi)
+    rest = n & (hi - lo)
+    return jnp.where(rest > hi, rest - (hi - lo + 1), rest)
 
 
-def _value(n: jax.Array, f: int) -> jax.Array:
-    value: jax.Array = n.astype(jnp.float32) * power(-f)
+def _value(n: jax.Array, f: Ints) -> jax.Array:
+    value: jax.Array = n.astype(jnp.float32) * power(-1 * f)
     return value
 
 
-def _divided(n: jax.Array, by: jax.Array, mode: str) -> jax.Array:
+def _divided(n: jax.Array, by: jax.Array, mode: Round) -> jax.Array:
     """N / by, an exact rational, rounded to an integer; by > 0."""
     low = jnp.floor_divide(n, by)
     rest = n - low * by
@@ -81,13 +86,13 @@ def _divided(n: jax.Array, by: jax.Array, mode: str) -> jax.Array:
 
 
 def _int32_forward(
-    x: jax.Array, w: jax.Array, b: jax.Array, f_x: int, f_w: int, relu: bool, to: FixedFormat | None
+    x: jax.Array, w: jax.Array, b: jax.Array, f_x: int, f: Bits, relu: bool, to: FixedFormat | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
-    return affine_int32(x, w, b, f_x, f_w, relu, to), (x, w, b)
+    return affine_int32(x, w, b, f_x, f, relu, to), (x, w, b)
 
 
 def _int32_backward(
-    _f_x: int, _f_w: int, relu: bool, to: FixedFormat | None, saved: tuple[jax.Array, jax.Array, jax.Array], gradient: jax.Array
+    _f_x: int, _f: Bits, relu: bool, to: FixedFormat | None, saved: tuple[jax.Array, jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     _, pull = jax.vjp(lambda x, w, b: _float(x, w, b, relu, to), *saved)
     found: tuple[jax.Array, jax.Array, jax.Array] = pull(gradient)
@@ -109,8 +114,8 @@ def pool_mean(total: jax.Array, count: jax.Array, f: int, to: FixedFormat) -> ja
     """
     n = jnp.round(total * power(f)).astype(jnp.int32)
     by = jnp.maximum(count, 1)[:, None]
-    up = to.f - f
-    mean = _divided(n << max(up, 0), by << max(-up, 0), to.round)
+    up = np.asarray(to.f - f)
+    mean = _divided(n << jnp.asarray(np.maximum(up, 0), jnp.int32), by << jnp.asarray(np.maximum(-up, 0), jnp.int32), to.round)
     return _value(_requantised(mean, 0, to), to.f)
 
 

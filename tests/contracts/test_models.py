@@ -14,11 +14,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from hlt_train import graph, plugins
+from hlt_train.calibration import calibrate, dense_layers
 from hlt_train.models import _layers, _pooling
 from hlt_train.models._refusal import NoGraph
 from hlt_train.precision import exact
 from hlt_train.precision.config import Precision
-from hlt_train.precision.fixed import FixedFormat
+from hlt_train.precision.formats import Format
 from hlt_train.proof import prove
 from hlt_train.types import Features, Inputs
 from tests.students import NARROW, cells, inputs, normalised, raw, raw_cells
@@ -134,12 +135,18 @@ FORMAT = st.builds(
 )
 
 
+WEIGHTS = st.one_of(
+    FORMAT,
+    st.sampled_from(["pow2<4,1>", "pow2<3,0>", "ternary<0>", "binary<0>", "minifloat<2,1,2>,half_even", "minifloat<3,2,4>,floor", "minifloat<2,3,1>,half_up"]),
+)
+
+
 @pytest.mark.parametrize(("name", "options"), CASES)
 @settings(max_examples=4, phases=[Phase.generate])  # every example compiles: shrinking would take minutes
 @given(
-    weights=FORMAT,
+    weights=WEIGHTS,
     activations=FORMAT,
-    layer=FORMAT,
+    layer=WEIGHTS,
     inputs_width=st.integers(4, 12),
     scale=st.sampled_from([0.5, 2.0, 30.0]),
     seed=st.integers(0, 2**32 - 1),
@@ -168,6 +175,33 @@ def test_fixed_lowering_is_bit_for_bit(
     np.testing.assert_array_equal(integers(lowered, forward(model, normalised(described, x))), graph.evaluate(lowered, x))
 
 
+@pytest.mark.parametrize("per", ["channel", "element"])
+@pytest.mark.parametrize("name", MODELS)
+@or_refuses
+def test_formats_per_channel_and_per_element_are_bit_for_bit(name: str, per: str) -> None:
+    """Scales that calibration chose for every output or every weight, features of different exponents through pooling and concatenation."""
+    rng = np.random.default_rng(13)
+    described = describe(name, rng)
+    x = draw(name, rng, described, 200)
+    build(name, described, 2, NARROW).lower(described, ("a", "b"), SCORE)  # a model without a graph says so here
+    modes = f",half_even,sat,per_{per}"
+    asked = Precision(weights="fixed<6,auto>" + modes, bias="fixed<7,auto>" + modes, activations="ufixed<6,auto>" + modes, inputs="fixed<8,auto>")
+
+    def built(precision: Precision | None) -> eqx.Module:
+        model = build(name, described, 2, precision, **SMALL.get(name, {}))
+        uneven = lambda a: a * 2.0 ** jax.random.randint(jax.random.key(1), (a.shape[0], *(1,) * (a.ndim - 1)), -3, 2)  # noqa: E731
+        arrays, static = eqx.partition(model, eqx.is_inexact_array)
+        return eqx.combine(jax.tree.map(uneven, arrays), static)
+
+    chosen = calibrate(built, built(None), asked, normalised(described, x))
+    model = built(chosen)
+    found = [np.size(layer.formats.weights.f) for layer in dense_layers(model)]
+    assert found == [layer.linear.weight.shape[0] if per == "channel" else layer.linear.weight.size for layer in dense_layers(model)]
+    lowered = model.lower(described, ("a", "b"), SCORE)
+    assert any(len(set(node.f.tolist())) > 1 for node in lowered.nodes if isinstance(node, graph.Affine))
+    np.testing.assert_array_equal(integers(lowered, forward(model, normalised(described, x))), graph.evaluate(lowered, x))
+
+
 @pytest.mark.parametrize("name", MODELS)
 @or_refuses
 def test_a_quantiser_that_leaves_the_grid_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,8 +210,8 @@ def test_a_quantiser_that_leaves_the_grid_is_found(name: str, monkeypatch: pytes
     described = describe(name, rng)
     quantise = _layers.quantise
 
-    def naive(x: jax.Array, to: FixedFormat) -> jax.Array:
-        return x + jax.lax.stop_gradient(quantise(x, to) - x)
+    def naive(x: jax.Array, to: Format, key: jax.Array | None = None) -> jax.Array:
+        return x + jax.lax.stop_gradient(quantise(x, to, key) - x)
 
     x = draw(name, rng, described, 200)
     model = build(name, described, 3, NARROW, scale=1e9)

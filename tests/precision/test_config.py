@@ -4,7 +4,7 @@ import pytest
 
 from hlt_train.errors import UsageError
 from hlt_train.precision.config import Precision
-from hlt_train.precision.fixed import parse_format
+from hlt_train.precision.formats import parse_format
 
 
 def test_overrides_and_round_trip() -> None:

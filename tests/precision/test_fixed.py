@@ -11,7 +11,8 @@ from hlt_train.arithmetic import overflow, shift_round
 from hlt_train.errors import UsageError
 from hlt_train.graph import Quant
 from hlt_train.models._layers import fixed_of
-from hlt_train.precision.fixed import FixedFormat, parse_format, quantise
+from hlt_train.precision.fixed import FixedFormat
+from hlt_train.precision.formats import parse_format, quantise
 
 FORMATS = st.builds(
     FixedFormat,
