@@ -35,6 +35,7 @@ from hlt_train.nodes import (
     Quant,
     Requant,
     Round,
+    Window,
 )
 from hlt_train.structure import Structure, check, scaled
 from hlt_train.types import Features, Group
@@ -59,6 +60,7 @@ __all__ = [
     "Quant",
     "Requant",
     "Round",
+    "Window",
     "evaluate",
     "float_input_node",
     "input_node",
@@ -172,12 +174,21 @@ def _rows(graph: Graph, x: Features) -> int:
     return rows or 0
 
 
-def _present(graph: Graph, node: Flatten | Pool | FloatPool, x: Features) -> tuple[np.ndarray, np.ndarray]:
-    """(bool [rows, length, 1]: the constituent is real, int64 [rows]: how many)."""
-    length = graph.structure[node.sources[0]].length
-    assert length is not None
-    count = np.clip(np.asarray(x.counts[node.group]).astype(np.int64), 0, length)
-    return (np.arange(length) < count[:, None])[:, :, None], count
+def _present(graph: Graph, node: Flatten | Pool | FloatPool | Window, x: Features) -> tuple[np.ndarray, np.ndarray]:
+    """(bool [rows, length, 1]: the source's constituent is real, int64 [rows]: how many)."""
+    source = graph.structure[node.sources[0]]
+    assert source.length is not None
+    count = source.present(x.counts[node.group])
+    return (np.arange(source.length) < count[:, None])[:, :, None], count
+
+
+def _window(graph: Graph, node: Window, n: np.ndarray, x: Features) -> np.ndarray:
+    present, _ = _present(graph, node, x)
+    padded = np.pad(np.where(present, n, n.dtype.type(0)), ((0, 0), (node.before, node.after), (0, 0)))
+    positions = graph.structure[node.name].length
+    assert positions is not None
+    gathered = padded[:, np.arange(positions)[:, None] * node.stride + np.arange(node.kernel)]  # [rows, positions, kernel, n]
+    return gathered.reshape(len(n), positions, graph.structure[node.name].n)
 
 
 def _bound(n: np.ndarray, w: np.ndarray) -> float:
@@ -263,6 +274,8 @@ def _value(graph: Graph, node: Node, sources: list[np.ndarray], x: Features) -> 
     if isinstance(node, Flatten):
         present, _ = _present(graph, node, x)
         return np.where(present, first, first.dtype.type(0)).reshape(len(first), graph.structure[node.name].n)
+    if isinstance(node, Window):
+        return _window(graph, node, first, x)
     if isinstance(node, Pool | FloatPool):
         return _pool(graph, node, first, x)
     if isinstance(node, FloatAffine):

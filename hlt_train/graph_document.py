@@ -101,6 +101,9 @@ def _node(item: dict[str, Any], index: int) -> Node:
     if given != known:
         wrong = sorted(given ^ known)
         raise UsageError(f"{kind} has fields {', '.join(sorted(known))}; found or missing: {', '.join(wrong)}", where=where)
+    for field in dataclasses.fields(NODES[kind]):
+        if field.type == "int" and type(item[field.name]) is not int:
+            raise UsageError(f"damaged {kind}: {field.name} must be an integer, found {item[field.name]!r}", where=where)
     try:
         return NODES[kind](**{name: _decode(name, item[name]) for name in given})
     except (KeyError, TypeError, ValueError, OverflowError) as error:

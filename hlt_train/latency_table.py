@@ -69,7 +69,7 @@ def kernels(graph: Graph, path: str, counts: Mapping[str, float] | None = None) 
 def _times(structure: Structure, counts: Mapping[str, float]) -> float:
     if structure.length is None or structure.group is None:
         return 1.0
-    return min(float(counts.get(structure.group, structure.length)), float(structure.length))
+    return float(min(np.ceil(counts.get(structure.group, np.inf) / structure.stride), structure.length))
 
 
 def predict(table: Mapping[str, Any], graph: Graph, path: str, counts: Mapping[str, float] | None = None) -> float:

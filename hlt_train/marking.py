@@ -92,7 +92,7 @@ def _kinds(graph: Graph, node: Requant | Pool, quant: Quant, values: dict[str, n
     shift = f - np.broadcast_to(np.asarray(quant.to.f, np.int64), f.shape)
     rows = slice(start, start + len(n))
     if isinstance(node, Pool):
-        rounded, floor, tie = _mean_parts(n, x.counts[node.group][rows], shift, quant)
+        rounded, floor, tie = _mean_parts(n, graph.structure[node.sources[0]].present(x.counts[node.group][rows]), shift, quant)
     else:
         rounded, floor = shift_round(n, shift, quant.round), shift_round(n, shift, "floor")
         right = np.maximum(shift, 0)
@@ -109,8 +109,7 @@ def _kinds(graph: Graph, node: Requant | Pool, quant: Quant, values: dict[str, n
     return {kind: _any(graph, node, hits, x, rows) for kind, hits in kinds.items()}
 
 
-def _mean_parts(n: Int64, counts: np.ndarray, shift: Int64, quant: Quant) -> tuple[Int64, Int64, Bool]:
-    count = np.clip(counts.astype(np.int64), 0, n.shape[1])
+def _mean_parts(n: Int64, count: Int64, shift: Int64, quant: Quant) -> tuple[Int64, Int64, Bool]:
     total = np.where((np.arange(n.shape[1]) < count[:, None])[:, :, None], n, 0).sum(axis=1)
     numerator: Int64 = total << np.maximum(-shift, 0)
     denominator: Int64 = np.left_shift(np.maximum(count, 1)[:, None], np.maximum(shift, 0))
@@ -122,6 +121,6 @@ def _any(graph: Graph, node: Node, hits: Bool, x: Features, rows: slice) -> Bool
     structure = graph.structure[node.name]
     if structure.length is None or structure.group is None:
         return hits
-    present = np.arange(structure.length) < x.counts[structure.group][rows][:, None]
-    found: Bool = (hits & present[:, :, None]).any(axis=1)
+    present = np.arange(structure.length) < structure.present(x.counts[structure.group][rows])[:, None]
+    found: Bool = np.asarray((hits & present[:, :, None]).any(axis=1))
     return found

@@ -32,6 +32,7 @@ __all__ = [
     "Quant",
     "Requant",
     "Round",
+    "Window",
 ]
 
 Ints = int | np.ndarray  # a scalar, or int64 [n], one per feature
@@ -127,6 +128,21 @@ class Concat(Node):
 class Flatten(Node):
     """Padded constituents `[length, n]` of `group` -> `[length * n]`, constituent by constituent; those at index >= count become 0."""
 
+    group: str
+
+
+@dataclass(frozen=True, eq=False)
+class Window(Node):
+    """Constituents `[length, n]` of `group` -> for output position j the neighbours j * stride - before + k, k < kernel, one after the other.
+
+    Shape: `[(length + before + after - kernel) // stride + 1, kernel * n]`. A neighbour outside of the collection or at index >= count is 0. Position j exists
+    where j * stride < count: what follows counts `Structure.present` of them. A convolution is a Window and an Affine or FloatAffine; float32 passes unchanged.
+    """
+
+    kernel: int
+    stride: int
+    before: int
+    after: int
     group: str
 
 

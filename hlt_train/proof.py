@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from hlt_train.arithmetic import limits, overflow, rational, shift_round
 from hlt_train.errors import UsageError
-from hlt_train.graph import Add, Affine, Concat, Flatten, Graph, Input, Node, Output, Pool, Quant, Requant, score_weights
+from hlt_train.graph import Add, Affine, Concat, Flatten, Graph, Input, Node, Output, Pool, Quant, Requant, Window, score_weights
 
 __all__ = ["Proof", "prove", "summary"]
 
@@ -191,6 +191,11 @@ def _prove(graph: Graph, node: Node, sources: list[Proof]) -> Proof:
         length = graph.structure[node.sources[0]].length
         assert length is not None
         return _proof(np.tile(np.minimum(first.lo, 0), length), np.tile(np.maximum(first.hi, 0), length), int(_magnitude(first).max()))
+    if isinstance(node, Window):
+        # Neighbour `before` of a position that exists is the constituent at which it starts: the only one that is never absent.
+        zero = np.repeat(np.arange(node.kernel) != node.before, len(first.lo))
+        lo, hi = np.tile(first.lo, node.kernel), np.tile(first.hi, node.kernel)
+        return _proof(np.where(zero, np.minimum(lo, 0), lo), np.where(zero, np.maximum(hi, 0), hi), int(_magnitude(first).max()))
     if isinstance(node, Pool):
         return _pool(graph, node, first)
     assert isinstance(node, Output)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from hlt_train.errors import UsageError, nearest
 from hlt_train.nodes import (
@@ -27,6 +28,7 @@ from hlt_train.nodes import (
     Quant,
     Requant,
     Round,
+    Window,
 )
 
 __all__ = ["EXPONENT", "SHIFT", "WIDTH", "Structure", "check", "check_format", "scaled"]
@@ -39,17 +41,27 @@ SCALE = 2.0**120  # of scale * 2**f: with a larger one a flushed subnormal would
 
 
 class Structure(NamedTuple):
-    """What a node yields per event: `[n]`, or `[length, n]` for the constituents of `group`; f: int64 `[n]`, or None for float32."""
+    """What a node yields per event: `[n]`, or `[length, n]` for the constituents of `group`; f: int64 `[n]`, or None for float32.
+
+    stride: constituents of the input from one position to the next, the product of the strides of all windows before.
+    """
 
     length: int | None
     group: str | None
     n: int
     f: np.ndarray | None
+    stride: int = 1
 
     @property
     def exact(self) -> bool:
         """Whether the values are integers."""
         return self.f is not None
+
+    def present(self, counts: np.ndarray) -> npt.NDArray[np.int64]:
+        """How many positions exist per event, int64 of the shape of counts: `ceil(count / stride)`, limited to 0 and the length."""
+        assert self.length is not None
+        found: npt.NDArray[np.int64] = np.clip(-(-np.asarray(counts).astype(np.int64) // self.stride), 0, self.length)
+        return found
 
 
 def _refuse(node: Node, what: str, *, near: tuple[str, ...] = (), then: str = "") -> UsageError:
@@ -144,8 +156,9 @@ def _affine(node: Affine | FloatAffine, source: Structure) -> Structure:
 
 def _aligned(node: Node, sources: Sequence[Structure]) -> Structure:
     first = sources[0]
-    if any((s.length, s.group, s.exact) != (first.length, first.group, first.exact) for s in sources):
-        raise _refuse(node, f"cannot combine {', '.join(node.sources)}: scalars with scalars, one collection with itself, integers with integers")
+    if any((s.length, s.group, s.exact, s.stride) != (first.length, first.group, first.exact, first.stride) for s in sources):
+        what = "scalars with scalars, one collection with itself (of one length and stride), integers with integers"
+        raise _refuse(node, f"cannot combine {', '.join(node.sources)}: {what}")
     if isinstance(node, Concat):
         f = np.concatenate([s.f for s in sources if s.f is not None]) if first.exact else None
         return first._replace(n=sum(s.n for s in sources), f=f)
@@ -159,9 +172,31 @@ def _aligned(node: Node, sources: Sequence[Structure]) -> Structure:
     return first._replace(f=f)
 
 
-def _pooled(node: Pool | FloatPool | Flatten, source: Structure) -> Structure:
+def _window(node: Window, source: Structure, length: int) -> Structure:
+    for what, least in (("kernel", 1), ("stride", 1), ("before", 0), ("after", 0)):
+        value = getattr(node, what)
+        if type(value) is not int or value < least:
+            raise _refuse(node, f"{what} must be an integer of at least {least}, found {value!r}")
+    kernel, stride, most = node.kernel, node.stride, max(node.before, node.after)
+    if stride > length:
+        raise _refuse(node, f"stride {stride} is more than the length, {length}", then=f"stride={length} gives the same single position")
+    if most >= kernel or most > length:
+        raise _refuse(node, f"before and after must be less than the kernel, {kernel}, and not more than the length, {length}; found {most}")
+    span = length + node.before + node.after - kernel
+    if span < 0:
+        raise _refuse(node, f"{length} constituents, {node.before} before and {node.after} after them hold no window of {kernel}")
+    positions, real = span // stride + 1, -(-length // stride)
+    if positions > real:
+        what = f"yields {positions} positions, but those from {real} on start beyond the last constituent and never exist"
+        raise _refuse(node, what, then=f"take {span + 1 - real * stride} off before or after")
+    return Structure(positions, source.group, kernel * source.n, None if source.f is None else np.tile(source.f, kernel), source.stride * stride)
+
+
+def _collected(node: Pool | FloatPool | Flatten | Window, source: Structure) -> Structure:
     if source.length is None or source.group != node.group:
         raise _refuse(node, f"reads constituents of '{node.group}', but '{node.sources[0]}' has {source.group or 'scalars'}")
+    if isinstance(node, Window):
+        return _window(node, source, source.length)
     if isinstance(node, Flatten):
         return Structure(None, None, source.length * source.n, None if source.f is None else np.tile(source.f, source.length))
     if node.kind not in typing.get_args(PoolKind):
@@ -205,8 +240,8 @@ def _one(node: Node, sources: list[Structure]) -> Structure:
         return source._replace(f=_quant(node, node.quant, source))
     if isinstance(node, Add | Concat):
         return _aligned(node, sources)
-    if isinstance(node, Pool | FloatPool | Flatten):
-        return _pooled(node, source)
+    if isinstance(node, Pool | FloatPool | Flatten | Window):
+        return _collected(node, source)
     if isinstance(node, Output):
         return _output(node, source)
     raise _refuse(node, "is a node that the IR does not know")

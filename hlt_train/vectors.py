@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hlt_train.golden import CATEGORIES, GARBAGE
-from hlt_train.graph import Affine, FloatInput, Graph, Input
+from hlt_train.graph import Affine, FloatInput, Graph, Input, Window
 from hlt_train.structure import scaled
 from hlt_train.types import Features
 
@@ -152,20 +152,32 @@ def _saturated(graph: Graph, n: int, rng: np.random.Generator) -> Features:
         ends = [np.concatenate([_raw(_one(grid, j), np.asarray(end[j] + steps)) for end in (grid.lo, grid.hi)]) for j in range(len(node.variables))]
         values[node.group] = [np.concatenate([e, np.nextafter(e, np.float32(np.inf)), np.nextafter(e, np.float32(-np.inf))]) for e in ends]
     x = _fill(graph, _random(graph, n, rng), rng, values)
-    inputs = {node.name: node for node in graph.inputs}
+    inputs: dict[str, Input | FloatInput] = {node.name: node for node in graph.inputs}
+    windows = {node.name: node for node in graph.nodes if isinstance(node, Window) and node.sources[0] in inputs}
     row = 0
     for layer in graph.nodes:
-        if isinstance(layer, Affine) and layer.sources[0] in inputs:
-            node = inputs[layer.sources[0]]
+        if isinstance(layer, Affine) and (layer.sources[0] in inputs or layer.sources[0] in windows):
+            window = windows.get(layer.sources[0])
+            node = inputs[layer.sources[0] if window is None else window.sources[0]]
             grid = grid_of(graph, node)
             for sign in (layer.w.T, -layer.w.T):
-                extreme = _raw(grid, np.where(sign > 0, grid.hi, grid.lo).astype(np.float64))[: n - row]
+                wanted = sign if node.length is None else _row(sign, window, node.length)
+                extreme = _raw(grid, np.where(wanted > 0, grid.hi, grid.lo).astype(np.float64))[: n - row]
                 rows = slice(row, row + len(extreme))
-                x.groups[node.group][rows] = extreme if node.length is None else extreme[:, None, :]
+                x.groups[node.group][rows] = extreme
                 if node.length is not None:
                     x.counts[node.group][rows] = node.length
                 row += len(extreme)
     return x
+
+
+def _row(sign: np.ndarray, window: Window | None, length: int) -> np.ndarray:
+    """Signs of the weights `[outputs, I]` -> those of the constituents `[outputs, length, n_vars]` of which one position, at least, reads exactly these."""
+    if window is None:
+        return np.repeat(sign[:, None, :], length, axis=1)
+    neighbours = sign.reshape(len(sign), window.kernel, -1)
+    first = -(-window.before // window.stride) * window.stride - window.before  # of the earliest window with nothing before the collection
+    return neighbours[:, (np.arange(length) - first) % window.kernel]
 
 
 def _one(grid: Grid, j: int) -> Grid:

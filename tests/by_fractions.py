@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hlt_train.graph import Add, Affine, Concat, Flatten, Graph, Input, Pool, Quant, Requant
+from hlt_train.graph import Add, Affine, Concat, Flatten, Graph, Input, Pool, Quant, Requant, Window
 from hlt_train.types import Features
 
 Values = list[Fraction]
@@ -23,6 +23,8 @@ def logits(graph: Graph, x: Features, row: int) -> list[int]:
             found[node.name] = _input(node, x, row)
         elif isinstance(node, Flatten | Pool):
             found[node.name] = _collected(graph, node, sources[0])
+        elif isinstance(node, Window):
+            found[node.name] = _windows(graph, node, sources[0])
         elif graph.structure[node.name].length is None:
             found[node.name] = _one(graph, node, sources)
         else:
@@ -81,6 +83,16 @@ def _quantised(v: Fraction, quant: Quant, k: int, n: int) -> Fraction:
     if quant.over == "wrap":
         return ((integer - lo) % 2**width + lo) * unit
     return min(max(integer, -hi if quant.over == "sat_sym" else lo) if quant.to.signed else max(integer, 0), hi) * unit
+
+
+def _windows(graph: Graph, node: Window, constituents: list[Values]) -> list[Values]:
+    """Of the constituents that exist, one list of neighbours for each that a window starts at."""
+    before = graph.structure[node.sources[0]]
+    assert before.length is not None
+    positions = range(-node.before, before.length + node.after - node.kernel + 1, node.stride)
+    existing = [at for at in positions if at + node.before < len(constituents)]
+    absent = [Fraction(0)] * before.n
+    return [[v for i in range(at, at + node.kernel) for v in (constituents[i] if 0 <= i < len(constituents) else absent)] for at in existing]
 
 
 def _collected(graph: Graph, node: Flatten | Pool, constituents: list[Values]) -> Values:

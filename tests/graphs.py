@@ -1,4 +1,4 @@
-"""Random graphs of the IR for the tests: MLPs and DeepSets of every rounding, overflow and per-feature exponents, with the features to run them on."""
+"""Random graphs of the IR for the tests: MLPs, DeepSets and convolutions of every rounding, overflow and per-feature exponents, with features to run on."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from hlt_train.graph import (
     Pool,
     Quant,
     Requant,
+    Window,
     float_input_node,
     input_node,
 )
@@ -88,6 +89,28 @@ def deepsets(seed: int, *, kind: str = "sum", length: int = 7, outputs: int = 2,
     return _finish(rng, nodes, "rho_act", 5, outputs)
 
 
+def convolution(seed: int, *, kind: str = "sum", length: int = 9, stride: int = 2, outputs: int = 2, round: str | None = None) -> Graph:
+    """Constituents -> a convolution that keeps the length, with a residual -> one that strides -> pool, beside a flattened copy -> rho -> logits."""
+    rng = np.random.default_rng(seed)
+    mean = quant(rng, 5, 3, width=8, round=round) if kind == "mean" else None
+    nodes: list[Node] = [
+        input_node("in_jets", group(rng, "jets", 3, length), Fixed(True, 3, 3)),
+        Window("near", ("in_jets",), 3, 1, 1, 1, "jets"),
+        affine(rng, "conv0", "near", 9, 3),
+        Requant("conv0_act", ("conv0",), quant(rng, 3, 4, round=round)),
+        Add("residual", ("conv0_act", "in_jets")),
+        Window("next", ("residual",), 4, stride, 1, 2, "jets"),
+        affine(rng, "conv1", "next", 12, 5),
+        Requant("conv1_act", ("conv1",), quant(rng, 5, 4, round=round)),
+        Pool("pool", ("conv1_act",), kind, "jets", mean),  # type: ignore[arg-type]
+        Flatten("flat", ("conv1_act",), "jets"),
+        Concat("all", ("pool", "flat")),
+        affine(rng, "rho", "all", 5 + 5 * ((length - 1) // stride + 1), 5),
+        Requant("rho_act", ("rho",), quant(rng, 5, 3, round=round)),
+    ]
+    return _finish(rng, nodes, "rho_act", 5, outputs)
+
+
 def _finish(rng: np.random.Generator, nodes: list[Node], source: str, n: int, outputs: int) -> Graph:
     score = np.array([1, -1] if outputs == 2 else [0] * (outputs - 1) + [1], np.int64)
     last = affine(rng, "logits", source, n, outputs, relu=False)
@@ -111,6 +134,28 @@ def float_mlp(seed: int, *, activation: str = "relu") -> Graph:
         Concat("all", ("sum", "max", "mean", "in_event", "flat")),
         FloatAffine("rho", ("all",), draw(24 + 2 + 15, 8), draw(8), activation),  # type: ignore[arg-type]
         FloatAffine("logits", ("rho",), draw(8, 3), draw(3), "none"),
+        Output("out", ("logits",), ("a", "b", "c"), "softmax"),
+    )
+    return Graph(nodes)
+
+
+def float_convolution(seed: int, *, activation: str = "relu") -> Graph:
+    """A float teacher: a convolution that keeps the length, with a residual, one that strides, every pool and a flattened copy."""
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: rng.normal(0, 0.6, shape).astype(np.float32)  # noqa: E731
+    nodes: tuple[Node, ...] = (
+        float_input_node("in_jets", group(rng, "jets", 3, 8)),
+        Window("near", ("in_jets",), 3, 1, 1, 1, "jets"),
+        FloatAffine("conv0", ("near",), draw(9, 3), draw(3), activation),  # type: ignore[arg-type]
+        Add("residual", ("conv0", "in_jets")),
+        Window("next", ("residual",), 2, 2, 0, 0, "jets"),
+        FloatAffine("conv1", ("next",), draw(6, 5), draw(5), activation),  # type: ignore[arg-type]
+        FloatPool("sum", ("conv1",), "sum", "jets"),
+        FloatPool("max", ("conv1",), "max", "jets"),
+        FloatPool("mean", ("conv1",), "mean", "jets"),
+        Flatten("flat", ("conv1",), "jets"),
+        Concat("all", ("sum", "max", "mean", "flat")),
+        FloatAffine("logits", ("all",), draw(35, 3), draw(3), "none"),
         Output("out", ("logits",), ("a", "b", "c"), "softmax"),
     )
     return Graph(nodes)
@@ -180,6 +225,52 @@ def _wild(rng: np.random.Generator) -> Graph:
         Output("out", ("logits",), ("x", "y", "z"), "none", rng.integers(-2, 3, 3).astype(i64)),
     )
     return Graph(nodes)
+
+
+def wild_windows(seed: int) -> Graph:
+    """Windows of every kernel, stride and padding, one behind the other, with and without an Affine between them; refusals as in `wild`."""
+    rng = np.random.default_rng(seed)
+    try:
+        graph = _wild_windows(rng)
+        prove(graph)
+    except UsageError:
+        return wild_windows(seed + 1_000_003)
+    return graph
+
+
+def _wild_windows(rng: np.random.Generator) -> Graph:
+    i64, length, n = np.int64, int(rng.integers(1, 12)), int(rng.integers(1, 5))
+    first = Fixed(bool(rng.integers(2)), rng.integers(1, 5, n).astype(i64), rng.integers(-1, 7, n).astype(i64))
+    nodes: list[Node] = [input_node("jets_in", group(rng, "jets", n, length), first)]
+    source = "jets_in"
+
+    def dense(name: str, source: str, n_in: int, n_out: int) -> Affine:
+        w = np.where(rng.random((n_in, n_out)) < 0.3, 0, rng.integers(-20, 21, (n_in, n_out))).astype(i64)
+        return Affine(name, (source,), w, rng.integers(-99, 100, n_out).astype(i64), rng.integers(-2, 10, n_out).astype(i64), bool(rng.integers(2)))
+
+    for k in range(int(rng.integers(1, 4))):
+        kernel, stride = (int(v) for v in rng.integers(1, [6, 4]))
+        before, after = (int(v) for v in rng.integers(0, kernel, 2))
+        nodes.append(Window(f"window{k}", (source,), kernel, stride, before, after, "jets"))
+        source, n, length = f"window{k}", kernel * n, (length + before + after - kernel) // stride + 1
+        if rng.integers(3):
+            wide = int(rng.integers(1, 5))
+            nodes.append(dense(f"conv{k}", source, n, wide))
+            source, n = f"conv{k}", wide
+        if rng.integers(3):
+            nodes.append(Requant(f"act{k}", (source,), _wild_quant(rng, n)))
+            source = f"act{k}"
+    nodes += [
+        Pool("pool_sum", (source,), "sum", "jets"),
+        Pool("pool_max", (source,), "max", "jets"),
+        Pool("pool_mean", (source,), "mean", "jets", _wild_quant(rng, n)),
+        Flatten("flat", (source,), "jets"),
+        Concat("all", ("pool_sum", "pool_max", "pool_mean", "flat")),
+        Requant("all_out", ("all",), _wild_quant(rng, 3 * n + n * length)),
+        dense("logits", "all_out", 3 * n + n * length, 3),
+        Output("out", ("logits",), ("x", "y", "z"), "none", rng.integers(-2, 3, 3).astype(i64)),
+    ]
+    return Graph(tuple(nodes))
 
 
 def _wild_quant(rng: np.random.Generator, n: int) -> Quant:

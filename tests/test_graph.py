@@ -81,8 +81,9 @@ def test_pools_are_those_of_python(rows: list[list[int]], f: int, rule: str) -> 
 
 
 @pytest.mark.parametrize("seed", range(25))
-def test_whole_graphs_are_those_of_fractions(seed: int) -> None:
-    graph = graphs.wild(seed)
+@pytest.mark.parametrize("make", [graphs.wild, graphs.wild_windows])
+def test_whole_graphs_are_those_of_fractions(make: Callable[[int], Graph], seed: int) -> None:
+    graph = make(seed)
     x = vectors(graph, n=1500, seed=seed).x
     found = evaluate(graph, x)
     for row in np.random.default_rng(seed).integers(0, len(found), 12):

@@ -21,6 +21,8 @@ ALL = {
     "sum": lambda: graphs.deepsets(2),
     "mean": lambda: graphs.deepsets(3, kind="mean"),
     "float": lambda: graphs.float_mlp(4),
+    "convolution": lambda: graphs.convolution(5),
+    "float convolution": lambda: graphs.float_convolution(5),
 }
 
 

@@ -25,7 +25,9 @@ MAKERS = {
     "sum": graphs.deepsets,
     "max": lambda seed: graphs.deepsets(seed, kind="max"),
     "mean": lambda seed: graphs.deepsets(seed, kind="mean"),
+    "convolution": graphs.convolution,
     "wild": graphs.wild,
+    "wild windows": graphs.wild_windows,
 }
 
 
@@ -36,9 +38,9 @@ def test_no_input_leaves_the_interval(name: str, seed: int) -> None:
     proofs = prove(graph)
     x = vectors(graph, n=3000, seed=seed).x
     for node, value in trace(graph, x).items():
-        length = graph.structure[node].length
-        if length is not None:
-            value = value[np.arange(length) < x.counts["jets"][:, None]]
+        structure = graph.structure[node]
+        if structure.length is not None:
+            value = value[np.arange(structure.length) < structure.present(x.counts["jets"])[:, None]]
         assert (value >= proofs[node].lo).all(), node
         assert (value <= proofs[node].hi).all(), node
         assert np.abs(value).max() <= proofs[node].bound, node

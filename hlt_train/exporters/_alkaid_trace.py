@@ -13,7 +13,7 @@ import numpy as np
 
 from hlt_train.arithmetic import requantise
 from hlt_train.errors import RunFailed, UsageError
-from hlt_train.graph import Add, Affine, Concat, Fixed, Flatten, Graph, Input, Node, Output, Pool, Quant, Requant
+from hlt_train.graph import Add, Affine, Concat, Fixed, Flatten, Graph, Input, Node, Output, Pool, Quant, Requant, Window
 from hlt_train.proof import prove
 
 __all__ = ["INSTALL", "LARGE", "costs", "estimate", "fused", "library", "operations", "refuse", "trace"]
@@ -53,6 +53,8 @@ def refuse(graph: Graph) -> None:
         near = ("cpp",)
         if isinstance(node, Pool) and node.kind == "mean":
             raise _refusal(node, "is a mean: alkaid has no division by a number of constituents", ("sum",), "train with pool sum, or export with cpp or onnx")
+        if isinstance(node, Window):
+            raise _refusal(node, "reads neighbours, which this target does not write", near, "export with cpp or onnx")
         if np.abs(f).max(initial=0) > EXPONENT:
             raise _refusal(node, f"has values of 2**-{int(np.abs(f).max())}: alkaid's exponents reach {EXPONENT}", near, "choose another format")
         if not proofs[node.name].f24:  # its constants and weights pass through float32

@@ -10,7 +10,7 @@ import numpy as np
 from hlt_train.errors import UsageError
 from hlt_train.exporters._cpp_text import identifiers, int_type
 from hlt_train.graph import Graph, score_weights
-from hlt_train.nodes import Affine, FloatInput, FloatPool, Input, Node, Pool
+from hlt_train.nodes import Affine, FloatInput, FloatPool, Input, Node, Pool, Window
 from hlt_train.proof import Proof, prove
 from hlt_train.structure import scaled
 
@@ -87,6 +87,13 @@ class Plan:
         words = identifiers([node.name for node in self.graph.nodes], [*_RESERVED, *self.pointers.values(), *self.counts.values()])
         for node in self.graph.nodes:
             form = structure[node.name]
+            if isinstance(node, Window):
+                raise UsageError(
+                    f"Window '{node.name}' reads neighbours, which the C++ header does not hold",
+                    where=f"node '{node.name}'",
+                    near=("Flatten",),
+                    then="choose a network without convolutions",
+                )
             if isinstance(node, Input):
                 self._check_scale(node)
             zeros = np.zeros(form.n, np.int64)

@@ -17,7 +17,7 @@ import numpy as np
 from hlt_train.arithmetic import limits
 from hlt_train.errors import UsageError
 from hlt_train.exporters._hls4ml_types import Type, reduced, spanning, union
-from hlt_train.graph import Add, Affine, Concat, Flatten, Graph, Input, Node, Output, Pool, Requant
+from hlt_train.graph import Add, Affine, Concat, Flatten, Graph, Input, Node, Output, Pool, Requant, Window
 from hlt_train.proof import Proof, prove
 
 __all__ = ["Array", "Layers"]
@@ -128,6 +128,8 @@ class Layers:
             return self._reshape(node, masked, masked.length * masked.n)
         if isinstance(node, Pool):
             return self._pool(node, sources[0])
+        if isinstance(node, Window):
+            raise refuse(node, "reads neighbours, which this target does not write", then="export with cpp or onnx")
         assert isinstance(node, Output)
         return sources[0]
 

@@ -23,6 +23,7 @@ from hlt_train.graph import (
     Pool,
     Quant,
     Requant,
+    Window,
     score_weights,
 )
 from hlt_train.proof import Proof, prove
@@ -44,6 +45,13 @@ def build(graph: Graph, builder: Builder, profile: Profile, emitter_class: type[
 
 
 def _check_f24(node: Node, proofs: dict[str, Proof]) -> None:
+    if isinstance(node, Window):
+        raise UsageError(
+            f"Window '{node.name}' reads neighbours, which this target does not write",
+            where=f"node '{node.name}'",
+            near=("Flatten",),
+            then="choose a network without convolutions",
+        )
     proof = proofs.get(node.name)
     if proof is not None and not proof.f24:
         raise UsageError(

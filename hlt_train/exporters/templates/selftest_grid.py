@@ -66,10 +66,22 @@ def exponents(nodes: list[dict[str, Any]], name: str) -> np.ndarray:
     if kind == "Add":
         highest: np.ndarray = np.max(parts, axis=0)
         return highest
+    if kind == "Window":
+        return np.tile(parts[0], node["kernel"])
     if kind == "Flatten":
-        lengths = {n["group"]: n["length"] for n in nodes if n["node"] == "Input"}
-        return np.tile(parts[0], lengths[node["group"]])
+        return np.tile(parts[0], positions(nodes, node["sources"][0]))
     return np.concatenate(parts)
+
+
+def positions(nodes: list[dict[str, Any]], name: str) -> int:
+    """How many constituents, or positions of a window, a node yields."""
+    node = next(n for n in nodes if n["name"] == name)
+    if node["node"] == "Input":
+        return int(node["length"])
+    before = positions(nodes, node["sources"][0])
+    if node["node"] == "Window":
+        return int((before + node["before"] + node["after"] - node["kernel"]) // node["stride"] + 1)
+    return before
 
 
 def compare() -> dict[str, Any]:
