@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from hlt_train import cluster, devices, optimisers, plugins
+from hlt_train import cluster, devices, low_precision, optimisers, plugins
 from hlt_train.configuration import Configuration, merge, steps_of
 from hlt_train.data import normalise
 from hlt_train.data.card import Card
@@ -21,6 +22,7 @@ from hlt_train.data.stream import Stream
 from hlt_train.errors import HltTrainError, UsageError
 from hlt_train.files import read_document, write_text
 from hlt_train.fleet import Fleet, overlapped
+from hlt_train.low_precision import LowPrecision
 from hlt_train.progress import Progress
 from hlt_train.race import racing
 from hlt_train.restore import ModelSpec, write_model
@@ -32,7 +34,7 @@ from hlt_train.training import Trainer
 from hlt_train.transports import options as transports
 from hlt_train.transports import stragglers
 from hlt_train.transports.lockstep import Network
-from hlt_train.types import Inputs
+from hlt_train.types import Batch, Features, Inputs
 from hlt_train.unreliable import by_datagrams
 from hlt_train.validation import Losses
 
@@ -80,6 +82,12 @@ class TrainingConfig(Configuration):
     patience: PositiveInt | None = None
     log_every: PositiveInt = 100
     threads: PositiveInt | None = None
+    low_precision: dict[str, Any] | None = None  # None: float32
+
+    @field_validator("low_precision")
+    @classmethod
+    def _known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else asdict(LowPrecision.from_config(value))
 
     @field_validator("optimizer", "schedule", "strategy", "transport")
     @classmethod
@@ -131,6 +139,9 @@ def check_names(config: TrainingConfig) -> None:
     if config.verb != "fit" and (transport != "lockstep" or (nodes is not None and nodes.processes > 1)):
         what = f"transport '{transport}'" if transport != "lockstep" else "HLT_TRAIN_NODES"
         raise UsageError(f"{config.verb} trains on the devices of one process; {what} is for fit", then="leave it out")
+    if config.low_precision is not None and (config.strategy["name"] != "sync" or transport != "lockstep"):
+        what = f"strategy '{config.strategy['name']}' on transport '{transport}'"
+        raise UsageError(f"low precision trains by sync in lockstep, not by {what}", where="low_precision", then="--strategy sync --transport lockstep")
     steps_of(config.length, rows=1, steps_per_epoch=1)
 
 
@@ -176,14 +187,20 @@ def assemble(
     steps = steps_of(config.length, rows=train.rows, steps_per_epoch=train.steps_per_epoch)
     schedule = optimisers.schedule(config.schedule["name"], config.learning_rate, steps, options(config.schedule))
 
+    low = None if config.low_precision is None else LowPrecision.from_config(config.low_precision)
+
     def optimiser(rate: optax.Schedule) -> optax.GradientTransformation:
-        return optimisers.optimiser(config.optimizer["name"], rate, options(config.optimizer))
+        made = optimisers.optimiser(config.optimizer["name"], rate, options(config.optimizer))
+        return made if low is None else low_precision.optimiser(low, made, batch=config.batch, seed=config.seed)
 
     rule = config.strategy["name"]
     setup = Setup(workers, schedule, optimiser, portions=train.steps_per_epoch * workers)
     strategy = plugins.factory("strategies", rule)(setup, **plugins.parse_options("strategies", rule, options(config.strategy)))
     check_transport(strategy, transports.parse(config.transport), config.seed)
-    task = Task(params, losses, train, validation, float(dataset.mean_weight), config.batch)
+    if low is not None:
+        strategy = low_precision.scaled(strategy, losses, params, _some(inputs, extra.get("train", {})))
+    learning = None if low is None else low_precision.learning(low, losses)
+    task = Task(params, losses, train, validation, float(dataset.mean_weight), config.batch, learning=learning)
     plan = Plan(
         steps=steps,
         seed=config.seed,
@@ -198,6 +215,13 @@ def assemble(
     transport = transports.parse(config.transport).model_dump(mode="json")
     resolved = config.model_copy(update={"model": {"name": spec.name, **spec.options}, "devices": local, "transport": transport})
     return Prepared(resolved, dataset, inputs, spec, task, plan, strategy, schedule, parent)
+
+
+def _some(inputs: Inputs, extra: Mapping[str, np.ndarray]) -> Batch:
+    """A batch of two rows of zeros, for shapes."""
+    groups = {group.name: np.zeros((2, *group.shape), np.float32) for group in inputs.groups}
+    counts = {group.name: np.zeros(2, np.int32) for group in inputs.groups if group.length is not None}
+    return Batch(Features(groups, counts), np.zeros(2, np.int32), np.zeros(2, np.float32), {k: np.zeros((2, *v.shape[1:]), v.dtype) for k, v in extra.items()})
 
 
 def describe(ready: Prepared, mesh: Mesh, run: Run, provenance: Mapping[str, Any] | None = None) -> None:

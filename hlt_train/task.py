@@ -34,6 +34,7 @@ class Task(NamedTuple):
         mean_weight: mean training weight over the training split.
         batch: rows per step over all workers.
         penalty: added to the loss of a step; a function of the parameters alone.
+        learning: what gradients are taken of, where that is not `losses`; a function of what the strategy has for parameters.
     """
 
     params: Params
@@ -43,6 +44,7 @@ class Task(NamedTuple):
     mean_weight: float
     batch: int
     penalty: Callable[[Params], jax.Array] | None = None
+    learning: Losses | None = None
 
 
 class Plan(NamedTuple):
@@ -61,10 +63,11 @@ class Plan(NamedTuple):
 
 def gradient_of(task: Task) -> Callable[[Params, Any, Any], tuple[jax.Array, Params]]:
     """(params, batch, key) -> (loss, grads) of one worker's batch."""
+    losses = task.learning or task.losses
 
     def gradient(params: Params, batch: Any, key: Any) -> tuple[jax.Array, Params]:
         def loss(p: Params) -> jax.Array:
-            rows, _figures = task.losses(p, batch, key)
+            rows, _figures = losses(p, batch, key)
             mean = jnp.sum(batch.weight * rows) / (rows.shape[0] * task.mean_weight)
             return mean if task.penalty is None else mean + task.penalty(p)
 

@@ -21,7 +21,7 @@ from hlt_train.precision.fixed import FixedFormat
 from hlt_train.precision.formats import Format, parse_format
 from hlt_train.precision.grid import OVERFLOWS, ROUNDINGS, Overflow, Round
 
-__all__ = ["ROLES", "Precision"]
+__all__ = ["ROLES", "Precision", "mode"]
 
 Mode = TypeVar("Mode", bound=str)
 ROLES = ("weights", "bias", "activations", "inputs")
@@ -48,8 +48,8 @@ class Precision:
                 raise UsageError(f"precision has no option '{key}'", where=f"precision.{key}", near=nearest(key, known) or known)
         made = cls(
             **{role: str(config[role]) for role in ROLES if role in config},
-            round=_mode("round", config.get("round", cls.round), ROUNDINGS),
-            over=_mode("over", config.get("over", cls.over), OVERFLOWS),
+            round=mode("precision.round", config.get("round", cls.round), ROUNDINGS),
+            over=mode("precision.over", config.get("over", cls.over), OVERFLOWS),
             layers={name: dict(roles) for name, roles in _mapping(config.get("layers", {})).items()},
         )
         for role in ROLES:
@@ -103,8 +103,9 @@ def _mapping(value: Any) -> Mapping[str, Mapping[str, str]]:
     return value
 
 
-def _mode(option: str, given: Any, known: tuple[Mode, ...]) -> Mode:
-    for mode in known:
-        if mode == given:
-            return mode
-    raise UsageError(f"no such mode: '{given}'", where=f"precision.{option}", near=nearest(str(given), known) or known)
+def mode(option: str, given: Any, known: tuple[Mode, ...]) -> Mode:
+    """The mode that was given for an option, or a refusal with the nearest ones."""
+    for one in known:
+        if one == given:
+            return one
+    raise UsageError(f"no such mode: '{given}'", where=option, near=nearest(str(given), known) or known)
