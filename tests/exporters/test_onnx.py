@@ -25,6 +25,7 @@ from hlt_train.selftest import run_selftest
 from hlt_train.types import Features, Group
 from hlt_train.vectors import vectors
 from tests import graphs
+from tests.exporters.changes import move_threshold
 
 QUIET = Progress(quiet=True)
 
@@ -250,9 +251,7 @@ def test_the_selftest_fails_on_a_changed_model(tmp_path: Path, exported: Path, m
 @pytest.mark.parametrize("step", [1, -1])
 def test_the_selftest_fails_on_a_changed_threshold(tmp_path: Path, exported: Path, point: int, step: int) -> None:
     copy = Path(shutil.copytree(exported, tmp_path / "copy"))
-    document = json.loads((copy / "working_points.json").read_text())
-    document["points"][point]["integer_threshold"] += step
-    (copy / "working_points.json").write_text(json.dumps(document))
+    move_threshold(copy, step, point)
     result = run_selftest(copy)
     assert not result["passed"]
     assert result["decisions_differing"] > 0

@@ -23,6 +23,7 @@ from hlt_train.selftest import run_selftest
 from hlt_train.types import Features
 from hlt_train.vectors import vectors
 from tests import graphs
+from tests.exporters.changes import move_threshold, noticed_threshold
 
 QUIET = Progress(quiet=True)
 LEVELS = ("ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_EXTENDED", "ORT_ENABLE_ALL")
@@ -180,8 +181,9 @@ def test_what_eight_bits_do_not_hold_is_refused_by_node(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("qdq") / "out"
-    points = {"points": [{"name": "tight", "integer_threshold": 30, "threshold": 0.1}]}
-    certificate = export_graph(Material(mlp(2), points), {"onnx": onnx(quantised="qdq")}, out, n_vectors=5000, keep=1500, progress=QUIET)["onnx"]
+    graph = with_node(mlp(2), "act1", quant=Quant(Fixed(False, 4, 4), "half_up", "sat"))  # what QuantizeLinear does not do: operators of its own
+    points = {"points": [{"name": "tight", "integer_threshold": noticed_threshold(graph, 5000), "threshold": 0.1}]}
+    certificate = export_graph(Material(graph, points), {"onnx": onnx(quantised="qdq")}, out, n_vectors=5000, keep=1500, progress=QUIET)["onnx"]
     assert certificate["bit_exact"]
     assert certificate["logits"]["differing"] == 0
     return out / "onnx"
@@ -198,12 +200,23 @@ def one_weight(w: np.ndarray) -> np.ndarray:
     return w
 
 
+def half_even(model: Any) -> None:
+    """Floor(x + 1/2) becomes Round."""
+    floor = next(node for node in model.graph.node if node.name.startswith("act1/Floor"))
+    add = next(node for node in model.graph.node if node.output[0] == floor.input[0])
+    floor.op_type, floor.input[0] = "Round", add.input[0]
+
+
 MUTATIONS: dict[str, Callable[[Any], None]] = {
     "weight": lambda model: change(model, "dense1/weight", one_weight),
     "bias": lambda model: change(model, "dense0/bias", lambda b: b + np.eye(16, dtype=np.int32)[3] * 8),
     "weight scale": lambda model: change(model, "dense1/weight_scale", lambda s: s * np.where(np.arange(s.size) == 0, 2, 1).astype(np.float32)),
     "activation scale": lambda model: change(model, "act0/quantum", lambda s: s * 2),
     "zero point": lambda model: change(model, "act0/zero_point", lambda z: z + 1),
+    "shift": lambda model: change(model, "act1/grid", lambda s: s * np.where(np.arange(s.size) == 0, 2, 1).astype(np.float32)),
+    "rounding": half_even,
+    "limit of a quantiser": lambda model: change(model, "act0/hi", lambda hi: hi - np.eye(16, dtype=np.float32)[3] * 2.0**-4),
+    "clamp limit": lambda model: change(model, "act1/hi", lambda hi: hi - np.eye(16, dtype=np.float32)[4]),
     "input limit": lambda model: change(model, "in/hi", lambda hi: hi - np.eye(6, dtype=np.float32)[2]),
 }
 
@@ -217,3 +230,13 @@ def test_the_selftest_fails_on_a_changed_model(tmp_path: Path, exported: Path, m
     result = run_selftest(copy)
     assert not result["passed"]
     assert result["logits_differing"] > 0
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_the_selftest_fails_on_a_changed_threshold(tmp_path: Path, exported: Path, step: int) -> None:
+    copy = Path(shutil.copytree(exported, tmp_path / "copy"))
+    move_threshold(copy, step)
+    result = run_selftest(copy)
+    assert not result["passed"]
+    assert result["decisions_differing"] > 0
+    assert result["logits_differing"] == 0

@@ -26,6 +26,7 @@ from hlt_train.selftest import run_selftest
 from hlt_train.vectors import vectors
 from tests import graphs
 from tests.exporters import hls4ml_nets as nets
+from tests.exporters.changes import move_threshold, noticed_threshold
 
 QUIET = Progress(quiet=True)
 
@@ -157,7 +158,7 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("qonnx") / "out"
-    points = {"points": [{"name": "tight", "integer_threshold": 10, "threshold": 0.1}]}
+    points = {"points": [{"name": "tight", "integer_threshold": noticed_threshold(simple(), 8000, 8), "threshold": 0.1}]}
     export_graph(Material(simple(), points), {"qonnx": qonnx()}, out, n_vectors=8000, keep=500, progress=QUIET)
     return out / "qonnx"
 
@@ -211,3 +212,13 @@ def test_the_selftest_fails_on_a_changed_model(tmp_path: Path, exported: Path, m
     found = run_selftest(copy)
     assert not found["passed"]
     assert found["logits_differing"] > 0, "the integers must tell, not only the hash"
+
+
+@pytest.mark.parametrize("step", [1, -8])  # scores of this network are 8 apart
+def test_the_selftest_fails_on_a_changed_threshold(tmp_path: Path, exported: Path, step: int) -> None:
+    copy = Path(shutil.copytree(exported, tmp_path / "copy"))
+    move_threshold(copy, step)
+    found = run_selftest(copy)
+    assert not found["passed"]
+    assert found["decisions_differing"] > 0
+    assert found["logits_differing"] == 0
