@@ -27,10 +27,11 @@ from hlt_train.types import Features
 from hlt_train.vectors import vectors
 from tests import graphs
 from tests.exporters import hls4ml_nets as nets
+from tests.exporters.changes import move_threshold, noticed_threshold
 
 QUIET = Progress(quiet=True)
 SMALL = nets.deepsets(4, 3, 4)
-POINTS = {"points": [{"name": "tight", "integer_threshold": 20, "threshold": 0.1}]}
+POINTS = {"points": [{"name": "tight", "integer_threshold": noticed_threshold(SMALL, 4000), "threshold": 0.1}]}
 
 
 def written(directory: Path, graph: Graph) -> Callable[[Features], np.ndarray]:
@@ -213,6 +214,16 @@ def test_a_mutation_of_the_firmware_makes_it_fail(copy: Path, name: str) -> None
     assert int(str(found["logits_differing"])) > 0, "the integers must tell, not only the hash"
 
 
+@pytest.mark.slow  # it compiles the firmware to see that a number of working_points.json is another
+@pytest.mark.parametrize("step", [1, -1])
+def test_a_changed_threshold_makes_it_fail(copy: Path, step: int) -> None:
+    move_threshold(copy, step)
+    found = selftest(copy)
+    assert found["code"] == 1
+    assert int(str(found["decisions_differing"])) > 0
+    assert found["logits_differing"] == 0
+
+
 @pytest.mark.slow
 def test_a_mask_that_ends_one_late_makes_it_fail(copy: Path) -> None:
     path = copy / "net_c.cpp"
@@ -315,6 +326,11 @@ def test_the_emulator_gives_the_golden_bits_through_dlopen(exported: Path, copy:
     f = graph.structure["out"].f
     assert f is not None
     assert np.array_equal(got, evaluate(graph, x) << (fraction(types[-1]) - f))
+    # No assertion of ap_types depends on an event, not even on bits that no input step makes.
+    anything = np.random.default_rng(0).integers(-(2**40), 2**40, (1000, sum(sizes[:-1])))
+    text = "\n".join(" ".join(map(str, row)) for row in anything.tolist())
+    done = subprocess.run(["./driver", str(copy / "emulator" / "tiny.so")], cwd=copy, input=text, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr, len(done.stdout.splitlines())) == (0, "", 1000)
 
 
 def test_the_modes_reach_zero_bits_and_each_limit() -> None:
