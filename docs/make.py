@@ -1,4 +1,7 @@
-"""Write docs/commands.md from the commands' own `--help`; `--check` only says whether it is up to date."""
+"""Write the generated pages; `--check` only says whether they are up to date.
+
+docs/commands.md comes from the commands' own `--help`, docs/coverage-of-exports.md from the cases that the tests run.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,10 @@ from click.testing import CliRunner
 
 from hlt_train.cli import group
 
-TARGET = Path(__file__).parent / "commands.md"
+HERE = Path(__file__).resolve().parent
 
 
-def page() -> str:
+def commands() -> str:
     """The command reference as Markdown."""
     context = group.make_context("hlt-train", [], resilient_parsing=True)
     parts = ["# Commands\n", "Written by `make docs` from the program's own help.\n"]
@@ -23,12 +26,28 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def coverage() -> str:
+    """What the tests compare of every export, as Markdown."""
+    sys.path.insert(0, str(HERE.parent))
+    from tests.exporters.covering import page
+
+    return page()
+
+
+PAGES = {"commands.md": commands, "coverage-of-exports.md": coverage}
+
+
 def main() -> None:
     """Write or check."""
-    text = page()
-    if "--check" in sys.argv:
-        sys.exit(0 if TARGET.exists() and TARGET.read_text() == text else "docs/commands.md is out of date: run `make docs`")
-    TARGET.write_text(text)
+    stale = []
+    for name, page in PAGES.items():
+        target, text = HERE / name, page()
+        if "--check" not in sys.argv:
+            target.write_text(text)
+        elif not target.exists() or target.read_text() != text:
+            stale.append(f"docs/{name}")
+    if stale:
+        sys.exit(f"{', '.join(stale)}: out of date: run `make docs`")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import itertools
 import json
 import shutil
 import sys
@@ -20,12 +19,13 @@ from hlt_train.errors import RunFailed, UsageError
 from hlt_train.exporters import _alkaid_trace
 from hlt_train.exporters._alkaid_trace import LARGE, estimate, operations
 from hlt_train.exporters.alkaid import alkaid
-from hlt_train.graph import Add, Affine, Concat, Fixed, Flatten, Graph, Node, Output, Pool, Quant, Requant, evaluate, input_node
+from hlt_train.graph import Add, Affine, Concat, Fixed, Graph, Node, Output, Pool, Quant, Requant, evaluate, input_node
 from hlt_train.progress import Progress
 from hlt_train.selftest import run_selftest
 from hlt_train.types import Features
 from hlt_train.vectors import vectors
 from tests import graphs
+from tests.exporters.changes import move_threshold
 
 QUIET = Progress(quiet=True)
 i64 = np.int64
@@ -123,93 +123,6 @@ def test_students_are_exact(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", STUDENTS)
 def test_students_are_exact_on_many_vectors(tmp_path: Path, name: str) -> None:
     assert differing(STUDENTS[name](), tmp_path, 100_000, seed=1) == 0
-
-
-# --------------------------------------------------------------------------------------------------------------- every format with every other
-
-FACTORS: dict[str, tuple[str, ...]] = {
-    "round": ("floor", "half_up", "half_even"),
-    "over": ("wrap", "sat", "sat_sym"),
-    "sign": ("signed", "unsigned"),
-    "granularity": ("one", "per feature", "with widths of 0 and 1"),
-    "weights": ("dense", "binary", "ternary", "powers of two"),
-}
-
-
-def pairs_of(row: tuple[str, ...]) -> set[tuple[int, str, int, str]]:
-    return {(a, row[a], b, row[b]) for a, b in itertools.combinations(range(len(row)), 2)}
-
-
-def covering() -> list[tuple[str, ...]]:
-    """Rows of factor values in which every pair of values of two factors occurs, each row the one that covers most of what is left."""
-    everything = list(itertools.product(*FACTORS.values()))
-    left = set().union(*(pairs_of(row) for row in everything))
-    rows = []
-    while left:
-        best = max(everything, key=lambda row: len(pairs_of(row) & left))
-        rows.append(best)
-        left -= pairs_of(best)
-    return rows
-
-
-def weights(rng: np.random.Generator, kind: str, n_in: int, n_out: int) -> np.ndarray:
-    sign = rng.choice([-1, 1], (n_in, n_out))
-    match kind:
-        case "dense":
-            found = rng.integers(-16, 16, (n_in, n_out))
-        case "binary":
-            found = sign
-        case "ternary":
-            found = sign * rng.integers(0, 2, (n_in, n_out))
-        case _:
-            found = sign << rng.integers(0, 5, (n_in, n_out))
-    return found.astype(i64)
-
-
-def of_formats(row: tuple[str, ...]) -> Graph:
-    """Scalars and constituents through the formats of a row."""
-    round, over, sign, granularity, kind = row
-    rng = np.random.default_rng(len("".join(row)))
-
-    def layer(name: str, source: str, n_in: int, n_out: int) -> list[Node]:
-        w = weights(rng, kind, n_in, n_out)
-        signed = sign == "signed"
-        f = rng.integers(-1, 4, n_out).astype(i64) if granularity != "one" else np.full(n_out, 2, i64)
-        width = np.full(n_out, 5, i64)
-        if granularity == "with widths of 0 and 1":
-            width[:2] = 0, 1
-            width[2:] = rng.integers(0, 7, n_out - 2)
-        to = Fixed(signed, 5 - 2 - int(signed), 2) if granularity == "one" else Fixed(signed, width - f - int(signed), f)
-        b = rng.integers(-20, 20, n_out).astype(i64)
-        affine = Affine(name, (source,), w, b, np.full(n_out, 5, i64), relu=False)
-        return [affine, Requant(f"{name}_act", (name,), Quant(to, round, over))]  # type: ignore[arg-type]
-
-    nodes: list[Node] = [
-        input_node("jets_in", graphs.group(rng, "jets", 3, 3), Fixed(True, 2, rng.integers(0, 3, 3).astype(i64))),
-        input_node("event_in", graphs.group(rng, "event", 3), Fixed(True, np.array([2, 2, 0], i64), np.array([2, 1, -1], i64))),  # the last one has no bits
-        *layer("phi", "jets_in", 3, 4),
-        Pool("sum", ("phi_act",), "sum", "jets"),
-        Pool("max", ("phi_act",), "max", "jets"),
-        Flatten("flat", ("phi_act",), "jets"),
-        Concat("all", ("sum", "max", "flat", "event_in")),
-        *layer("rho", "all", 23, 5),
-    ]
-    return ends(rng, nodes, "rho_act", 5, 2)
-
-
-@pytest.mark.parametrize("row", covering(), ids="-".join)
-def test_formats_with_each_other(tmp_path: Path, row: tuple[str, ...]) -> None:
-    graph = of_formats(row)
-    assert differing(graph, tmp_path, 2000) == 0
-    x = vectors(graph, n=1000, seed=3).x
-    assert np.array_equal(reader(tmp_path).run(tmp_path, x.groups, x.counts), evaluate(graph, x))
-
-
-def test_the_rows_cover_every_pair() -> None:
-    rows = covering()
-    everything = set().union(*(pairs_of(row) for row in itertools.product(*FACTORS.values())))
-    assert set().union(*(pairs_of(row) for row in rows)) == everything
-    assert len(rows) < 20
 
 
 def test_weights_on_signed_bits(tmp_path: Path) -> None:
@@ -429,9 +342,7 @@ def test_the_selftest_fails_on_a_changed_sum(tmp_path: Path, exported: Path, cod
 @pytest.mark.parametrize("step", [1, -1])
 def test_the_selftest_fails_on_a_changed_threshold(tmp_path: Path, exported: Path, step: int) -> None:
     copy = Path(shutil.copytree(exported, tmp_path / "copy"))
-    document = json.loads((copy / "working_points.json").read_text())
-    document["points"][1]["integer_threshold"] += step
-    (copy / "working_points.json").write_text(json.dumps(document))
+    move_threshold(copy, step, 1)
     result = run_selftest(copy)
     assert not result["passed"]
     assert result["decisions_differing"] > 0
