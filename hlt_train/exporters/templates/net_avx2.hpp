@@ -28,27 +28,29 @@ INLINE Vec set1_short(std::int16_t v) noexcept { return _mm256_set1_epi16(v); }
 INLINE Vec least_short(Vec a, Vec b) noexcept { return _mm256_min_epi16(a, b); }
 INLINE Vec most_short(Vec a, Vec b) noexcept { return _mm256_max_epi16(a, b); }
 
-// Packs saturate, and they interleave blocks of 128 bits; `ordered` does not.
-INLINE Vec pack_shorts(Vec a, Vec b) noexcept { return _mm256_packs_epi32(a, b); }
-INLINE Vec ordered(Vec packed) noexcept { return _mm256_permute4x64_epi64(packed, 0xd8); }
-// Bytes hold value + Offset: 0, or 128 for signed values.
-template <int Offset>
-INLINE Vec pack_bytes(Vec a, Vec b) noexcept {
-  static_assert(Offset == 0 || Offset == 128, "unsigned or signed");
-  if constexpr (Offset == 0) return _mm256_packus_epi16(a, b);
-  return _mm256_xor_si256(_mm256_packs_epi16(a, b), _mm256_set1_epi8(-128));
-}
-
-INLINE Vec widen(const std::int16_t* p) noexcept { return _mm256_cvtepi16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p))); }
-INLINE Vec widen(const std::int32_t* p) noexcept { return load(p); }
-
-// A sum that the compiler may not merge with the next one: rearranged additions of many products do not fit the registers.
+// What the compiler may not look through.
 INLINE Vec in_order(Vec v) noexcept {
   __asm__("" : "+x"(v));
   return v;
 }
 
-// acc + products of four bytes or two int16 per lane, by the type of x. The sums of two products of bytes are proved to fit int16.
+// Packs saturate, and they interleave blocks of 128 bits; `ordered` does not. g++ 12 takes the blocks of b for the upper half: where nobody reads more than the
+// first 128 bits of 256, it packs both blocks of a instead (vpmovsdw, with AVX-512).
+INLINE Vec pack_shorts(Vec a, Vec b) noexcept { return in_order(_mm256_packs_epi32(a, b)); }
+INLINE Vec ordered(Vec packed) noexcept { return _mm256_permute4x64_epi64(packed, 0xd8); }
+// Bytes hold value + Offset: 0, or 128 for signed values.
+template <int Offset>
+INLINE Vec pack_bytes(Vec a, Vec b) noexcept {
+  static_assert(Offset == 0 || Offset == 128, "unsigned or signed");
+  if constexpr (Offset == 0) return in_order(_mm256_packus_epi16(a, b));
+  return _mm256_xor_si256(in_order(_mm256_packs_epi16(a, b)), _mm256_set1_epi8(-128));
+}
+
+INLINE Vec widen(const std::int16_t* p) noexcept { return _mm256_cvtepi16_epi32(_mm_load_si128(reinterpret_cast<const __m128i*>(p))); }
+INLINE Vec widen(const std::int32_t* p) noexcept { return load(p); }
+
+// acc + products of four bytes or two int16 per lane, by the type of x. The sums of two products of bytes are proved to fit int16. Sums are not merged with the
+// next ones: rearranged additions of many products do not fit the registers.
 template <class X>
 INLINE Vec multiply(Vec acc, Vec x, Vec w) noexcept {
   if constexpr (sizeof(X) == 1) return in_order(add(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(x, w), _mm256_set1_epi16(1))));

@@ -28,15 +28,22 @@ INLINE Vec set1_short(std::int16_t v) noexcept { return _mm512_set1_epi16(v); }
 INLINE Vec least_short(Vec a, Vec b) noexcept { return _mm512_min_epi16(a, b); }
 INLINE Vec most_short(Vec a, Vec b) noexcept { return _mm512_max_epi16(a, b); }
 
-// Packs saturate, and they interleave blocks of 128 bits; `ordered` does not.
-INLINE Vec pack_shorts(Vec a, Vec b) noexcept { return _mm512_packs_epi32(a, b); }
+// What the compiler may not look through.
+INLINE Vec in_order(Vec v) noexcept {
+  __asm__("" : "+v"(v));
+  return v;
+}
+
+// Packs saturate, and they interleave blocks of 128 bits; `ordered` does not. g++ 12 takes the blocks of b for the upper half: where nobody reads more than the
+// first 128 bits of 256, it packs both blocks of a instead (vpmovsdw, with AVX-512).
+INLINE Vec pack_shorts(Vec a, Vec b) noexcept { return in_order(_mm512_packs_epi32(a, b)); }
 INLINE Vec ordered(Vec packed) noexcept { return _mm512_maskz_permutexvar_epi64(0xff, _mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0), packed); }
 // Bytes hold value + Offset: 0, or 128 for signed values.
 template <int Offset>
 INLINE Vec pack_bytes(Vec a, Vec b) noexcept {
   static_assert(Offset == 0 || Offset == 128, "unsigned or signed");
-  if constexpr (Offset == 0) return _mm512_packus_epi16(a, b);
-  return _mm512_xor_si512(_mm512_packs_epi16(a, b), _mm512_set1_epi8(-128));
+  if constexpr (Offset == 0) return in_order(_mm512_packus_epi16(a, b));
+  return _mm512_xor_si512(in_order(_mm512_packs_epi16(a, b)), _mm512_set1_epi8(-128));
 }
 
 INLINE Vec widen(const std::int16_t* p) noexcept {
@@ -44,13 +51,8 @@ INLINE Vec widen(const std::int16_t* p) noexcept {
 }
 INLINE Vec widen(const std::int32_t* p) noexcept { return load(p); }
 
-// A sum that the compiler may not merge with the next one: rearranged additions of many products do not fit the registers.
-INLINE Vec in_order(Vec v) noexcept {
-  __asm__("" : "+v"(v));
-  return v;
-}
-
-// acc + products of four bytes or two int16 per lane, by the type of x. The sums of two products of bytes are proved to fit int16.
+// acc + products of four bytes or two int16 per lane, by the type of x. The sums of two products of bytes are proved to fit int16. Sums are not merged with the
+// next ones: rearranged additions of many products do not fit the registers.
 template <class X>
 INLINE Vec multiply(Vec acc, Vec x, Vec w) noexcept {
   if constexpr (sizeof(X) == 1) return in_order(add(acc, _mm512_madd_epi16(_mm512_maddubs_epi16(x, w), _mm512_set1_epi16(1))));
