@@ -13,7 +13,10 @@ comma := ,
 EXTRAS := onnx$(if $(COMPILER),,$(comma)compiler)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types bench docs clean
+# Of `make fuzz`, for each of its five networks.
+FUZZ_SECONDS ?= 60
+
+.PHONY: help demo test test-all fuzz lint types bench docs clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -41,6 +44,9 @@ test: $(VENV)/.test  ## the test suite (15 minutes on two cores)
 test-all: $(VENV)/.test  ## the test suite and the long tests
 	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal -m 'slow or not slow'
 
+fuzz: $(VENV)/.test  ## libFuzzer on the C++ export under sanitizers (FUZZ_SECONDS=60 per network; KEEP=DIR keeps the corpus)
+	$(BIN)/python -m tests.exporters.fuzz.run --seconds $(FUZZ_SECONDS) $(if $(KEEP),--keep $(KEEP))
+
 lint: $(VENV)/.test  ## ruff, rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -55,7 +61,7 @@ types: $(VENV)/.test  ## mypy --strict on our packages
 bench: $(VENV)/.test  ## every benchmark, one after the other (about an hour)
 	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script; done
 
-docs: $(VENV)/.test  ## write docs/commands.md from the commands' own help
+docs: $(VENV)/.test  ## write the pages of docs/ that the program and the tests generate
 	$(BIN)/python docs/make.py
 
 clean:  ## remove what the other targets made (not your runs)
