@@ -24,6 +24,7 @@ from hlt_train.decisions import decide, scores, thresholds
 from hlt_train.errors import RunFailed, UsageError
 from hlt_train.exporters import Exporter
 from hlt_train.exporters._alkaid_trace import estimate
+from hlt_train.feature_vectors import FeatureVectors, write_feature_vectors
 from hlt_train.golden import CATEGORIES, Golden, write_golden
 from hlt_train.graph import Graph, evaluate
 from hlt_train.graph_document import FORMAT as GRAPH_FORMAT
@@ -56,6 +57,7 @@ class Material:
         data: raw rows of the validation split, and those nearest each threshold.
         documents: file name -> (format, version, content) of further documents of the directory, such as features.json.
         sources: what the certificate says of where the network comes from (run, checkpoint, hashes).
+        derived: branch values with the features that they give, for targets that compute features themselves.
     """
 
     graph: Graph
@@ -64,6 +66,7 @@ class Material:
     nearest: Features | None = None
     documents: Mapping[str, tuple[str, int, Mapping[str, Any]]] = field(default_factory=dict)
     sources: Mapping[str, Any] = field(default_factory=dict)
+    derived: FeatureVectors | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -157,13 +160,15 @@ def _one(
     files.write_document(directory / "working_points.json", *POINTS, points)
     for file, (format, version, content) in material.documents.items():
         files.write_document(directory / file, format, version, content)
+    if exporter.derives and material.derived is not None:
+        write_feature_vectors(directory, material.derived)
     progress(f"{name}: comparing {len(golden):,} vectors")
     compared = _compare(name, exporter, material, golden, directory)
     names = [point["name"] for point in points["points"]]
     tolerance = {} if graph.exact else {"tolerance": compared["tolerance"]}
     write_golden(directory, graph, golden, names, tolerance)
     exporter.complete(directory)
-    _selftest(name, directory, "on every vector")
+    tested = _selftest(name, directory, "on every vector")
     write_golden(directory, graph, _rows(golden, expected.shipped), names, tolerance)
     progress(f"{name}: timing")
     latency = exporter.latency(directory, _rows(golden, np.arange(min(len(golden), 1000))).x if material.data is None else material.data)
@@ -175,6 +180,7 @@ def _one(
         **facts,
         **_statement(material, expected),
         **compared,
+        **({"features": tested["features"]} if "features" in tested else {}),
         "latency": latency,
         "machine": machine(),
         "versions": versions(),
@@ -267,8 +273,10 @@ def _differs(name: str, graph: Graph, golden: Golden, got: np.ndarray, wrong: np
     )
 
 
-def _selftest(name: str, directory: Path, what: str) -> None:
+def _selftest(name: str, directory: Path, what: str) -> dict[str, Any]:
+    """What the export's own selftest prints as JSON; an error where it fails."""
     result = run_selftest(directory)
     if not result["passed"]:
         last = "\n           ".join(str(result["output"]).splitlines()[-6:])
         raise RunFailed(f"{name}: the export's own selftest fails {what}; nothing was exported", where=last, then="report it with the compiler and the runtime")
+    return result

@@ -9,26 +9,34 @@ import numpy as np
 
 from hlt_train.data.card import Card
 from hlt_train.data.expressions import parse
+from hlt_train.data.program import Program
 from hlt_train.graph import Graph, Input
 from hlt_train.structure import scaled
 from hlt_train.types import Group, Inputs
 
 __all__ = ["FORMAT", "VERSION", "features_document"]
 
-FORMAT, VERSION = "hlt-train/features", 1
+FORMAT, VERSION = "hlt-train/features", 2  # 2: with the program of the derived variables
 
 
-def features_document(graph: Graph, inputs: Inputs, card: Card) -> dict[str, Any]:
-    """The content of features.json: the groups in the order of the graph's inputs. Float32 constants are the shortest decimals that read back to their bits."""
-    nodes = {node.group: node for node in graph.inputs}
+def features_document(graph: Graph, inputs: Inputs, card: Card, program: Program) -> dict[str, Any]:
+    """The content of features.json: the groups in the order of the graph's inputs, and the steps from branch values to them (`data.program`).
+
+    Float32 constants are the shortest decimals that read back to their bits.
+
+    Args:
+        graph: the network.
+        inputs: what it reads.
+        card: where the variables are defined.
+        program: the steps from branch values to the variables.
+    """
     groups = []
-    for group in inputs.groups:
-        if group.name in nodes:
-            node = nodes[group.name]
-            f = graph.structure[node.name].f
-            integers = _integers(node, f) if isinstance(node, Input) and f is not None else [{} for _ in group.variables]
-            variables = [{**_variable(group, k, card), **integers[k]} for k in range(len(group.variables))]
-            groups.append({"name": group.name, "length": group.length, "available": group.available, "variables": variables})
+    for node in graph.inputs:
+        group = inputs[node.group]
+        f = graph.structure[node.name].f
+        integers = _integers(node, f) if isinstance(node, Input) and f is not None else [{} for _ in group.variables]
+        variables = [{**_variable(group, k, card), **integers[k]} for k in range(len(group.variables))]
+        groups.append({"name": group.name, "length": group.length, "available": group.available, "variables": variables})
     return {
         "classes": list(inputs.classes),
         "outputs": list(graph.output.names),
@@ -38,6 +46,7 @@ def features_document(graph: Graph, inputs: Inputs, card: Card) -> dict[str, Any
         "selection": card.selection,
         "object_selection": card.object_selection,
         "groups": groups,
+        "program": program.document(),
     }
 
 

@@ -13,9 +13,11 @@ from hlt_train.artefact import CARD
 from hlt_train.certify import POINTS, Material, export_graph, graph_hash
 from hlt_train.data import normalise
 from hlt_train.data.dataset import Dataset, open_dataset
+from hlt_train.data.program import compile_program
 from hlt_train.decisions import scores, thresholds
 from hlt_train.describe_inputs import FORMAT, VERSION, features_document
 from hlt_train.errors import UsageError
+from hlt_train.feature_vectors import feature_vectors, kinds_of
 from hlt_train.graph import Graph, evaluate
 from hlt_train.progress import Progress
 from hlt_train.restore import Loaded, load_run
@@ -26,6 +28,7 @@ __all__ = ["DATA_ROWS", "NEAREST", "export", "lower"]
 
 DATA_ROWS = 50_000
 NEAREST = 1000
+FEATURE_ROWS = 1000
 
 
 def export(
@@ -85,12 +88,15 @@ def _material(loaded: Loaded, sample_files: Mapping[str, Sequence[str]] | None, 
     with open_dataset(loaded.card, sample_files, training=False) as dataset:
         points = _points(loaded, dataset, progress)
         data, nearest = _rows(graph, dataset, points, seed)
+        columns = dataset.branch_values("validation", {name for node in graph.inputs for name in node.variables}, FEATURE_ROWS)
+    program = compile_program(loaded.card, [(node.group, node.length, node.variables) for node in graph.inputs], kinds_of(columns))
     documents = {
-        "features.json": (FORMAT, VERSION, features_document(graph, loaded.inputs, loaded.card)),
+        "features.json": (FORMAT, VERSION, features_document(graph, loaded.inputs, loaded.card, program)),
         "card.json": (*CARD, {"card": loaded.card.model_dump(mode="json", by_alias=True)}),
         "normalisation.json": (normalise.FORMAT, 1, _content(loaded.path / "normalisation.json", normalise.FORMAT, 1)),
     }
-    return Material(graph, points, data, nearest, documents, _sources(loaded, graph))
+    derived = feature_vectors(loaded.card, program, columns, seed=seed) if program.derives else None
+    return Material(graph, points, data, nearest, documents, _sources(loaded, graph), derived)
 
 
 def _points(loaded: Loaded, dataset: Dataset, progress: Progress) -> dict[str, Any]:

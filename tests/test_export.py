@@ -88,7 +88,7 @@ def test_the_directory_holds_all_there_is_to_know(student: Path, exported: tuple
 
 
 def test_features_say_where_every_input_comes_from(exported: tuple[Path, dict[str, Any]], student: Path) -> None:
-    document = read_document(exported[0] / "onnx" / "features.json", "hlt-train/features", 1)
+    document = read_document(exported[0] / "onnx" / "features.json", "hlt-train/features", 2)
     (group,) = document["groups"]
     first = group["variables"][0]
     assert first["expression"] == "2 * log_mass"
@@ -100,6 +100,10 @@ def test_features_say_where_every_input_comes_from(exported: tuple[Path, dict[st
     assert np.float32(first["integer"]["factor"]) == inputs["hlf"].scale[0] * np.float32(64)
     assert first["clip"] == [-5.0, 5.0]
     assert (first["integer"]["lo"], first["integer"]["hi"]) == (-320, 320)
+    program = document["program"]
+    assert [step["op"] for step in program["steps"]][:4] == ["branch", "constant", "add", "log"]
+    assert program["given"] == {}
+    assert [branch["type"] for branch in program["branches"]] == ["float32"] * 6
 
 
 def test_shipped_vectors_are_those_of_the_golden_model(exported: tuple[Path, dict[str, Any]], student: Path) -> None:

@@ -17,7 +17,7 @@ from hlt_train.data.table import Table
 from hlt_train.errors import RunFailed, UsageError
 from hlt_train.types import Features, Rows
 
-__all__ = ["DAMAGE", "assemble", "concatenate", "identity", "labels", "weights"]
+__all__ = ["DAMAGE", "assemble", "concatenate", "identity", "labels", "values", "weights"]
 
 DAMAGE = 1e30
 
@@ -88,7 +88,7 @@ def assemble(recipe: Recipe, table: Table, picked: np.ndarray, *, everything: bo
     parents = table.parents()[picked]
     groups, counts = {}, {}
     for name, group in recipe.card.inputs.items():
-        groups[name], number = _group(name, group, table, picked, parents)
+        groups[name], number = values(name, group, table, picked, parents)
         if number is not None:
             counts[name] = number
         _guard(recipe, table, group, groups[name], parents, bad)
@@ -114,7 +114,11 @@ def assemble(recipe: Recipe, table: Table, picked: np.ndarray, *, everything: bo
     )
 
 
-def _group(name: str, group: Group, table: Table, picked: np.ndarray, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+def values(name: str, group: Group, table: Table, picked: np.ndarray, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """The features of one group for the candidates `picked` of the entries `parents`, as a network reads them before normalisation, and their counts.
+
+    float32 `[n, n_vars]` and None for scalars; `[n, length, n_vars]` and int32 `[n]` for constituents.
+    """
     if group.length is None:
         x = np.empty((len(picked), len(group.vars)), np.float32)
         with np.errstate(over="ignore", invalid="ignore"):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+import awkward as ak
 import numpy as np
 
 from hlt_train.data import identity as identities
@@ -113,6 +114,22 @@ class Dataset:
         for _, rows in self.decode(numbers, split, columns=columns):
             for start in range(0, len(rows), step):
                 yield rows if len(rows) <= step else _slice(rows, start, start + step)
+
+    def branch_values(self, split: str, names: Iterable[str], most: int) -> dict[str, Any]:
+        """Branches as they lie in the files, behind these names, of at most `most` entries of a split, from up to 16 clusters spread over it.
+
+        A branch that has not the same type everywhere is left out.
+        """
+        numbers = np.flatnonzero(self._counts(split))
+        numbers = numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), 16)).astype(np.int64)] if len(numbers) else numbers
+        found: dict[str, list[Any]] = {}
+        for number, table in zip(numbers.tolist(), self._decoder.tables(numbers.tolist(), frozenset(names)), strict=True):
+            picked = np.flatnonzero(self._index.codes(number) == SPLITS.index(split))
+            entries = np.unique(table.parents()[picked])[: -(-most // len(numbers))]
+            for name, column in table.branches().items():
+                found.setdefault(name, []).append(column[entries])
+        alike = {name: parts for name, parts in found.items() if len(parts) == len(numbers) and len({str(ak.type(part[:0])) for part in parts}) == 1}
+        return {name: (np.concatenate(parts) if isinstance(parts[0], np.ndarray) else ak.concatenate(parts))[:most] for name, parts in alike.items()}
 
     def identity_keys(self, rows: Rows) -> np.ndarray:
         """Keys of rows for joins across cards (`identity.keys`): equal keys mean the same object of the same event of the same sample."""
@@ -241,7 +258,7 @@ def _try(recipe: Recipe, tree: Tree, sample: int) -> None:
     some = Cluster(sample, 0, 0, min(tree.entries, 4))
     with ThreadPoolExecutor(1) as pool:
         columns = tree.submit(sorted(recipe.branches(recipe.all_names, tree)), some.start, some.stop, pool).result()
-    table = Table(recipe, tree, some, columns)
+    table = Table(recipe, tree.path, tree.name, some, columns)
     assemble(recipe, table, np.zeros(0, np.int64), everything=True, scale=np.ones(len(recipe.card.labels.classes)), bad={})
 
 

@@ -66,7 +66,7 @@ class Decoder:
         for k, number in enumerate(numbers):
             pending = ahead or self._submit(number, names)
             ahead = self._submit(numbers[k + 1], names) if k + 1 < len(numbers) else None
-            yield Table(self.recipe, pending.tree, self.clusters[number], pending.result())
+            yield Table(self.recipe, pending.tree.path, pending.tree.name, self.clusters[number], pending.result())
 
     def _submit(self, number: int, names: frozenset[str]) -> Pending:
         cluster = self.clusters[number]

@@ -18,7 +18,7 @@ import numpy as np
 from hlt_train.data.functions import CONSTANTS, FUNCTIONS, Function
 from hlt_train.errors import HltTrainError, UsageError, nearest
 
-__all__ = ["Expression", "parse"]
+__all__ = ["Expression", "bare", "dotted", "parse"]
 
 Value = Any  # np.ndarray, ak.Array or a scalar
 
@@ -51,12 +51,13 @@ class Expression:
 
     Attributes:
         text: as written.
+        tree: as parsed.
         names: the branches and variables it needs.
     """
 
     def __init__(self, text: str, tree: ast.expr) -> None:
         self.text = text
-        self._tree = tree
+        self.tree = tree
         found: set[str] = set()
         _Check(text, found).check(tree)
         self.names: frozenset[str] = frozenset(found)
@@ -72,7 +73,7 @@ class Expression:
         """
         with np.errstate(all="ignore"):
             try:
-                return _value(self._tree, columns)
+                return _value(self.tree, columns)
             except HltTrainError:
                 raise
             except (ValueError, TypeError, IndexError) as error:
@@ -83,7 +84,7 @@ class Expression:
 
     def follows(self, aligned: frozenset[str]) -> bool:
         """Whether the value has one element per element of the lists named in `aligned` (used element by element, not reduced, masked or sorted)."""
-        return _follows(self._tree, aligned)
+        return _follows(self.tree, aligned)
 
 
 def parse(text: str) -> Expression:
@@ -104,21 +105,23 @@ def _shape(value: Value) -> str:
     return str(ak.type(value)) if isinstance(value, ak.Array) else str(np.shape(value))
 
 
-def _dotted(node: ast.expr) -> str | None:
+def dotted(node: ast.expr) -> str | None:
+    """The name that a node spells (`x`, `jet.pt`), or None."""
     if isinstance(node, ast.Name):
         return node.id
     if isinstance(node, ast.Attribute):
-        base = _dotted(node.value)
+        base = dotted(node.value)
         return None if base is None else f"{base}.{node.attr}"
     return None
 
 
-def _bare(name: str) -> str:
+def bare(name: str) -> str:
+    """A name without `np.` or `ak.`."""
     return name[3:] if name.startswith(("np.", "ak.")) else name
 
 
 def _function(node: ast.Call) -> Function:
-    return FUNCTIONS[_bare(_dotted(node.func) or "")]
+    return FUNCTIONS[bare(dotted(node.func) or "")]
 
 
 class _Check:
@@ -160,17 +163,17 @@ class _Check:
                 raise self.refuse(node, f"{type(node).__name__} is not in the expression language")
 
     def name(self, node: ast.expr) -> None:
-        name = _dotted(node)
+        name = dotted(node)
         if name is None:
             raise self.refuse(node, "an attribute of a value is not in the expression language")
         if name.startswith(("np.", "ak.")):
-            if _bare(name) not in CONSTANTS:
-                raise self.refuse(node, f"unknown constant '{name}'", nearest(_bare(name), CONSTANTS))
+            if bare(name) not in CONSTANTS:
+                raise self.refuse(node, f"unknown constant '{name}'", nearest(bare(name), CONSTANTS))
         elif name not in CONSTANTS:
             self.names.add(name)
 
     def call(self, node: ast.Call) -> None:
-        name = _bare(_dotted(node.func) or "?")
+        name = bare(dotted(node.func) or "?")
         if name not in FUNCTIONS:
             raise self.refuse(node, f"unknown function '{name}'", nearest(name, FUNCTIONS))
         function = FUNCTIONS[name]
@@ -206,8 +209,8 @@ def _value(node: ast.expr, columns: Mapping[str, Value]) -> Value:
         case ast.Constant(value=value):
             return value
         case ast.Name() | ast.Attribute():
-            name = _dotted(node) or ""
-            return CONSTANTS[_bare(name)] if _bare(name) in CONSTANTS else columns[name]
+            name = dotted(node) or ""
+            return CONSTANTS[bare(name)] if bare(name) in CONSTANTS else columns[name]
         case ast.BinOp(left=left, op=op, right=right):
             return _BINARY[type(op)](_value(left, columns), _value(right, columns))
         case ast.UnaryOp(op=op, operand=operand):
@@ -231,7 +234,7 @@ def _value(node: ast.expr, columns: Mapping[str, Value]) -> Value:
 def _follows(node: ast.expr, aligned: frozenset[str]) -> bool:
     match node:
         case ast.Name() | ast.Attribute():
-            return _dotted(node) in aligned
+            return dotted(node) in aligned
         case ast.BinOp(left=left, right=right):
             return _follows(left, aligned) or _follows(right, aligned)
         case ast.UnaryOp(operand=operand):

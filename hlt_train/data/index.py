@@ -91,7 +91,7 @@ class Index:
 
     def _splits(self, table: Table, hashes: np.ndarray, kept: np.ndarray) -> np.ndarray:
         if self._file_codes is not None:
-            return np.full(len(kept), self._file_codes[table.tree.path], np.uint8)
+            return np.full(len(kept), self._file_codes[table.path], np.uint8)
         splits = self._recipe.card.splits
         if splits.by == "hash":
             return hash_splits(hashes, {str(name): fraction for name, fraction in (splits.fractions or {}).items()})
@@ -142,7 +142,7 @@ class Index:
             (table,) = self._decoder.tables([number], frozenset(n for e in self._recipe.identity for n in e.names))
             inside = entry - int(self._first_entry[number])
             identities.append(identity(self._recipe, table)[inside].tolist())
-            places.append(f"{table.tree.path} entry {table.cluster.start + inside}")
+            places.append(f"{table.path} entry {table.cluster.start + inside}")
         names = ", ".join(f"{e.text} {v}" for e, v in zip(self._recipe.identity, identities[0], strict=True))
         kind = "" if identities[0] == identities[1] else " (the 64-bit hashes agree, the identities do not)"
         return f"{names}: {places[0]} and {places[1]}{kind}"

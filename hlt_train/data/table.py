@@ -14,7 +14,7 @@ import numpy as np
 
 from hlt_train.data.expressions import Expression
 from hlt_train.data.ragged import Ragged, ragged
-from hlt_train.data.read import Cluster, Column, Tree
+from hlt_train.data.read import Cluster, Column
 from hlt_train.data.recipe import Recipe
 from hlt_train.errors import RunFailed, UsageError
 
@@ -24,8 +24,9 @@ __all__ = ["Table"]
 class Table(Mapping[str, Any]):
     """The columns of one cluster; as a mapping it gives branches and new variables per entry, each evaluated once."""
 
-    def __init__(self, recipe: Recipe, tree: Tree, cluster: Cluster, columns: Mapping[str, Column]) -> None:
+    def __init__(self, recipe: Recipe, path: str, tree: str, cluster: Cluster, columns: Mapping[str, Column]) -> None:
         self.recipe = recipe
+        self.path = path
         self.tree = tree
         self.cluster = cluster
         self.entries = cluster.stop - cluster.start
@@ -58,7 +59,7 @@ class Table(Mapping[str, Any]):
     @property
     def where(self) -> str:
         """The cluster, for messages."""
-        return f"{self.tree.path}, tree '{self.tree.name}', entries {self.cluster.start} to {self.cluster.stop}"
+        return f"{self.path}, tree '{self.tree}', entries {self.cluster.start} to {self.cluster.stop}"
 
     @property
     def candidates(self) -> int:
@@ -77,6 +78,10 @@ class Table(Mapping[str, Any]):
             return np.zeros(self.entries, np.int32)
         position: np.ndarray = np.arange(self.candidates) - np.repeat(self._objects[:-1], np.diff(self._objects))
         return position.astype(np.int32)
+
+    def branches(self) -> Mapping[str, Column]:
+        """The columns as read."""
+        return self._columns
 
     def per_entry(self, expression: Expression, role: str) -> np.ndarray:
         """The value of an expression for each entry; a list per entry is refused."""

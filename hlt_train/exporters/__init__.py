@@ -28,6 +28,8 @@ class Exporter(NamedTuple):
         complete: called once `working_points.json`, `golden.bin` and the rest lie in the directory; writes what depends on them.
         local: options that say how this machine runs the artefact, such as its compiler, not what is written: no certificate carries them to another machine.
         data: artefacts that hold numbers for a tool and run nowhere; they may come from vectors that do not ship.
+        derives: the artefact computes features from branch values too, as the program in features.json says; its selftest compares them with
+            golden_features.bin and states what it found under "features" of its JSON.
     """
 
     write: Callable[[Graph, Path], dict[str, Any]]
@@ -37,3 +39,4 @@ class Exporter(NamedTuple):
     complete: Callable[[Path], None] = lambda directory: None
     local: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
+    derives: bool = False

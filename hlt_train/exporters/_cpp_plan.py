@@ -14,18 +14,26 @@ from hlt_train.nodes import Affine, FloatInput, FloatPool, Input, Node, Pool, Wi
 from hlt_train.proof import Proof, prove
 from hlt_train.structure import scaled
 
-__all__ = ["Plan", "Value"]
+__all__ = ["Plan", "Value", "arguments"]
 
 _SCALE = 2.0**100  # of scale * 2**f: up to it, flushing subnormals to zero (which -ffast-math turns on for the whole process) moves no rounded input
 _RESERVED = frozenset(  # what the header declares or uses
     """
-    affine affine_float affine_madd avx2 avx512 chosen clamp count detail dispatch_error divide_floor divide_half_even divide_half_up evaluate
-    evaluate_batch evaluate_groups exact exponents first gelu Group groups has has_avx2 has_avx512 has_baseline has_score has_vnni i in_order4 Input input
-    is_nan j least limit link load4 load_bits Logit logits madd256 madd512 madd_block n_groups n_outputs n_paths nearest normalise opaque opaque4 outputs
-    P p passes Path path paths plain quantise quantise4 quantise_all relu requantise_sat Round same score shift4 shift_floor shift_half_even shift_half_up
-    silu sse2 standardise std tanh v vnni vnni256 vnni512 working_points WorkingPoint wrap x
+    affine affine_float affine_madd avx2 avx512 Branches chosen clamp count derive derived detail dispatch_error divide_floor divide_half_even
+    divide_half_up evaluate evaluate_batch evaluate_groups exact exponents Features first gelu Group groups has has_avx2 has_avx512 has_baseline has_score
+    has_vnni i in_order4 Input input is_nan j least limit link load4 load_bits Logit logits madd256 madd512 madd_block n_groups n_outputs n_paths nearest
+    normalise opaque opaque4 outputs P p passes Path path paths plain quantise quantise4 quantise_all relu requantise_sat Round same score shift4
+    shift_floor shift_half_even shift_half_up silu sse2 standardise std tanh v vnni vnni256 vnni512 working_points WorkingPoint wrap x
     """.split()  # noqa: SIM905
 )
+
+
+def arguments(groups: Sequence[tuple[str, int | None]]) -> tuple[dict[str, str], dict[str, str]]:
+    """The identifiers of groups (name, length): of the pointer of each, and of the count of each that has a length."""
+    pointers = identifiers([name for name, _ in groups], _RESERVED)
+    lengthy = [name for name, length in groups if length is not None]
+    made = identifiers([f"n_{name}" for name in lengthy], [*_RESERVED, *pointers.values()])
+    return pointers, {name: made[f"n_{name}"] for name in lengthy}
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,10 +88,7 @@ class Plan:
 
     def __post_init__(self) -> None:
         structure, proofs = self.graph.structure, prove(self.graph)
-        self.pointers = identifiers([node.group for node in self.inputs], _RESERVED)
-        lengthy = [node.group for node in self.inputs if node.length is not None]
-        made = identifiers([f"n_{group}" for group in lengthy], [*_RESERVED, *self.pointers.values()])
-        self.counts = {group: made[f"n_{group}"] for group in lengthy}
+        self.pointers, self.counts = arguments([(node.group, node.length) for node in self.inputs])
         words = identifiers([node.name for node in self.graph.nodes], [*_RESERVED, *self.pointers.values(), *self.counts.values()])
         for node in self.graph.nodes:
             form = structure[node.name]

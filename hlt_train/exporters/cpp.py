@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hlt_train import files
 from hlt_train.exporters import Exporter
 from hlt_train.exporters._compiler import find_compiler, version
+from hlt_train.exporters._cpp_features import features_header
 from hlt_train.exporters._cpp_header import header
 from hlt_train.exporters._cpp_library import build
 from hlt_train.exporters._cpp_plan import Plan
@@ -26,7 +28,7 @@ _TEMPLATES = {
     "main.cpp": "main.cpp",
     "selftest.py": "selftest_cpp.py",
 }
-_ARTEFACTS = ("net.hpp", "working_points.hpp", *_TEMPLATES)
+_ARTEFACTS = ("net.hpp", "features.hpp", "working_points.hpp", *_TEMPLATES)
 _NAMESPACE = "net"
 _TIMED = 1000  # distinct events
 
@@ -43,6 +45,7 @@ def cpp(*, compiler: str = "") -> Exporter:
         files.write_text(directory / "net.hpp", header(plan, _NAMESPACE))
         for name, source in _TEMPLATES.items():
             files.write_text(directory / name, template(source))
+        _features([(node.group, node.length, node.variables) for node in plan.inputs], None, directory)
         complete(directory)
         words = find_compiler(compiler)
         return {"target": "cpp", "bit_exact": plan.exact, "starts_at": "float", "compiler": version(words)}
@@ -51,6 +54,11 @@ def cpp(*, compiler: str = "") -> Exporter:
         path = directory / "working_points.json"
         points = files.read_document(path, "hlt-train/working-points", 1)["points"] if path.exists() else []
         files.write_text(directory / "working_points.hpp", working_points_header(points, _NAMESPACE))
+
+        if (directory / "features.json").exists():
+            document = files.read_document(directory / "features.json", "hlt-train/features", 2)
+            groups = [(g["name"], g["length"], [v["name"] for v in g["variables"]]) for g in document["groups"]]
+            _features(groups, document.get("program"), directory)
 
     def load(directory: Path) -> Any:
         return build(directory, find_compiler(compiler)).evaluate
@@ -77,4 +85,9 @@ def cpp(*, compiler: str = "") -> Exporter:
             "paths": {name: "compared" if available else "not run" for name, available in library.paths.items()},
         }
 
-    return Exporter(write, load, latency, _ARTEFACTS, complete, local=("compiler",))
+    return Exporter(write, load, latency, _ARTEFACTS, complete, local=("compiler",), derives=True)
+
+
+def _features(groups: Sequence[tuple[str, int | None, Sequence[str]]], program: Any, directory: Path) -> None:
+    """Write features.hpp."""
+    files.write_text(directory / "features.hpp", features_header(groups, program, _NAMESPACE))

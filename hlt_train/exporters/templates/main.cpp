@@ -2,12 +2,16 @@
 //
 //   c++ -std=c++17 -O2 main.cpp -o selftest && ./selftest
 //
-// Exit code 0: every logit, score and decision agrees in every path that this processor has (the others are said to be not run); 1: something differs, or a file is damaged. Option: --no-time.
+// First it compares features.hpp with what NumPy made of the branch values in golden_features.bin, within the tolerance that features.hpp states.
+// Exit code 0: every feature agrees within it, and every logit, score and decision agrees in every path that this processor has (the others are said to be not run); 1: something differs, or a file is damaged. Option: --no-time.
 #include <cfenv>
 #include <cstdio>
 #include <cstdlib>
 #include <string>
 
+#if !defined(__FAST_MATH__)
+#include "features.hpp"
+#endif
 #include "net.hpp"
 #include "timing.hpp"
 #include "working_points.hpp"
@@ -26,15 +30,15 @@ struct Golden {
   std::vector<std::uint8_t> decisions;  // [working points][n]
 };
 
-[[noreturn]] void fail(const char* what) {
-  std::fprintf(stderr, "FAILED: %s\n", what);
+[[noreturn]] void fail(const char* what, const char* file = nullptr) {
+  std::fprintf(stderr, file == nullptr ? "FAILED: %s\n" : "FAILED: %s (%s)\n", what, file);
   std::exit(1);
 }
 
 class File {
  public:
-  explicit File(const char* path) : stream_(std::fopen(path, "rb")) {
-    if (stream_ == nullptr) fail("cannot open golden.bin: run this in the export directory");
+  explicit File(const char* path) : path_(path), stream_(std::fopen(path, "rb")) {
+    if (stream_ == nullptr) fail("it cannot be opened: run this in the export directory", path);
   }
   ~File() { std::fclose(stream_); }
   File(const File&) = delete;
@@ -42,7 +46,7 @@ class File {
 
   template <class T>
   void read(T* to, std::size_t count) {
-    if (std::fread(to, sizeof(T), count, stream_) != count) fail("golden.bin is damaged: it is too short");
+    if (std::fread(to, sizeof(T), count, stream_) != count) damaged("it is too short");
   }
   template <class T>
   std::vector<T> take(std::size_t count) {
@@ -50,9 +54,13 @@ class File {
     if (count > 0) read(values.data(), count);
     return values;
   }
-  bool at_end() { return std::fgetc(stream_) == EOF; }
+  void end() {
+    if (std::fgetc(stream_) != EOF) damaged("it is too long");
+  }
+  [[noreturn]] void damaged(const char* what) const { fail(what, path_); }
 
  private:
+  const char* path_;
   std::FILE* stream_;
 };
 
@@ -104,7 +112,7 @@ Golden load() {
   if (net::has_score) golden.score = file.take<std::int64_t>(n);
   golden.decisions = file.take<std::uint8_t>(n * static_cast<std::size_t>(net::n_working_points));
   file.take<std::uint8_t>(n);
-  if (!file.at_end()) fail("golden.bin is damaged: it is too long");
+  file.end();
   return golden;
 }
 
@@ -185,6 +193,158 @@ std::int64_t check(const Golden& golden) {
   return all.logits + all.scores + all.decisions;
 }
 
+#if !defined(__FAST_MATH__)
+static_assert(net::n_feature_groups == net::n_groups, "features.hpp belongs to this network");
+
+struct Deviations {
+  std::int64_t compared = 0, differing = 0, beyond = 0, jumping = 0, jumps = 0, ulp = 0;  // jumping: of variables that may jump; jumps: those of them beyond
+  double absolute = 0.0;
+};
+
+// float32 between two finite numbers.
+std::int64_t steps(float a, float b) {
+  const auto place = [](float v) {
+    std::int32_t bits;
+    std::memcpy(&bits, &v, sizeof bits);
+    return bits < 0 ? -std::int64_t{bits & 0x7fffffff} : std::int64_t{bits};
+  };
+  const std::int64_t d = place(a) - place(b);
+  return d < 0 ? -d : d;
+}
+
+void compare(float found, float expected, const net::Derived& variable, double largest, Deviations& all) {
+  ++all.compared;
+  if (variable.origin == net::Origin::jumps) ++all.jumping;
+  if (found == expected || (found != found && expected != expected)) return;
+  ++all.differing;
+  const double d = std::abs(static_cast<double>(found) - static_cast<double>(expected));
+  const bool finite = d <= std::numeric_limits<double>::max();
+  const std::int64_t ulp = finite ? steps(found, expected) : std::numeric_limits<std::int64_t>::max();
+  const bool near = variable.origin != net::Origin::exact && finite && (ulp <= net::tolerance_ulp || d <= net::tolerance_relative * largest);
+  if (!near && variable.origin == net::Origin::jumps) {
+    ++all.jumps;
+    return;
+  }
+  if (!(d <= all.absolute)) all.absolute = d;
+  if (ulp > all.ulp) all.ulp = ulp;
+  if (!near) {
+    if (all.beyond++ == 0) std::printf("first feature beyond   %s: %.9g, expected %.9g\n", variable.name, static_cast<double>(found), static_cast<double>(expected));
+  }
+}
+
+// `derive` takes the number of the object where the examples are objects.
+template <class B, class X>
+auto derive_one(const B& b, int object, X& x) -> decltype(net::derive(b, object, x)) {
+  net::derive(b, object, x);
+}
+template <class B, class X>
+auto derive_one(const B& b, int, X& x) -> decltype(net::derive(b, x)) {
+  net::derive(b, x);
+}
+
+// features.hpp on every vector of golden_features.bin; returns how many values lie beyond the tolerance.
+std::int64_t check_features() {
+  if (!net::derives) return 0;
+  File file("golden_features.bin");
+  char magic[8];
+  std::int64_t n = 0;
+  file.read(magic, 8);
+  file.read(&n, 1);
+  if (std::memcmp(magic, "HLTFEAT1", 8) != 0) file.damaged("it does not begin with HLTFEAT1");
+  if (n < 1 || n > (std::int64_t{1} << 40)) file.damaged("it holds no vectors");
+  const std::size_t rows = static_cast<std::size_t>(n);
+  const std::vector<std::int32_t> object = file.take<std::int32_t>(net::of_object ? rows : 0);
+  std::vector<std::vector<std::int32_t>> elements(net::n_lists);
+  for (std::size_t l = 0; l < elements.size(); ++l) {
+    if (net::lists[l].stored) elements[l] = file.take<std::int32_t>(rows);
+    for (const std::int32_t count : elements[l])
+      if (count < 0) file.damaged("a list has a negative number of elements");
+  }
+  std::vector<std::vector<unsigned char>> values(net::n_branches);
+  for (std::size_t k = 0; k < values.size(); ++k) {
+    std::size_t size = rows;
+    if (net::branches[k].list >= 0) {
+      size = 0;
+      for (const std::int32_t count : elements[static_cast<std::size_t>(net::branches[k].list)]) size += static_cast<std::size_t>(count);
+    }
+    values[k] = file.take<unsigned char>(size * net::branches[k].bytes);
+  }
+  // What is expected, per group: counts of constituents, values one after the other, and the largest magnitude of each variable.
+  std::vector<std::vector<std::int32_t>> counts(net::n_groups);
+  std::vector<std::vector<float>> expected(net::n_groups);
+  std::vector<std::vector<double>> largest(net::n_groups);
+  for (std::size_t g = 0; g < expected.size(); ++g) {
+    const net::Group& group = net::groups[g];
+    const std::size_t variables = static_cast<std::size_t>(group.variables);
+    largest[g].assign(variables, 0.0);
+    std::size_t size = rows;
+    if (group.length > 0) {
+      bool given = false;
+      for (const net::Derived& one : net::derived_variables) given = given || (one.group == static_cast<int>(g) && one.origin == net::Origin::given);
+      if (given) continue;
+      size = 0;
+      counts[g] = file.take<std::int32_t>(rows);
+      for (const std::int32_t count : counts[g]) {
+        if (count < 0 || count > group.length) file.damaged("a group has an impossible count");
+        size += static_cast<std::size_t>(count);
+      }
+    }
+    expected[g] = file.take<float>(size * variables);
+    for (std::size_t i = 0; i < expected[g].size(); ++i) {
+      const double v = std::abs(static_cast<double>(expected[g][i]));
+      if (v <= std::numeric_limits<double>::max() && v > largest[g][i % variables]) largest[g][i % variables] = v;
+    }
+  }
+  file.end();
+  Deviations all;
+  std::vector<std::size_t> at(values.size()), next(expected.size());
+  for (std::size_t k = 0; k < rows; ++k) {
+    const void* branch[net::n_branches + 1] = {};
+    std::int32_t sizes[net::n_lists + 1] = {};
+    for (std::size_t l = 0; l < elements.size(); ++l) sizes[l] = elements[l].empty() ? 0 : elements[l][k];
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      branch[i] = values[i].data() + at[i];
+      at[i] += net::branches[i].bytes * (net::branches[i].list < 0 ? 1 : static_cast<std::size_t>(sizes[net::branches[i].list]));
+    }
+    net::Features x;
+    derive_one(net::gather(branch, sizes), net::of_object ? object[k] : 0, x);
+    const float* found[net::n_groups];
+    std::int32_t count[net::n_groups];
+    net::view(x, found, count);
+    for (const net::Derived& one : net::derived_variables) {
+      const std::size_t g = static_cast<std::size_t>(one.group), variables = static_cast<std::size_t>(net::groups[g].variables);
+      if (one.origin == net::Origin::given) continue;
+      const std::int32_t wanted = net::groups[g].length > 0 ? counts[g][k] : 1;
+      if (net::groups[g].length > 0 && count[g] != wanted) {
+        ++all.compared;
+        ++all.differing;
+        if (all.beyond++ == 0) std::printf("first feature beyond   %s: %d constituents, expected %d\n", one.name, count[g], wanted);
+        continue;
+      }
+      for (std::size_t j = 0; j < static_cast<std::size_t>(wanted); ++j) {
+        const std::size_t place = j * variables + static_cast<std::size_t>(one.variable);
+        compare(found[g][place], expected[g][next[g] + place], one, largest[g][static_cast<std::size_t>(one.variable)], all);
+      }
+    }
+    for (std::size_t g = 0; g < next.size(); ++g)
+      next[g] += static_cast<std::size_t>(net::groups[g].variables) * (net::groups[g].length == 0 ? 1 : (counts[g].empty() ? 0 : static_cast<std::size_t>(counts[g][k])));
+  }
+  std::printf("feature vectors        %lld\n", static_cast<long long>(n));
+  std::printf("features               %lld\n", static_cast<long long>(all.compared));
+  std::printf("differing features     %lld\n", static_cast<long long>(all.differing));
+  std::printf("features beyond        %lld\n", static_cast<long long>(all.beyond));
+  std::printf("features that jump     %lld\n", static_cast<long long>(all.jumps));
+  std::printf("largest feature ulp    %lld\n", static_cast<long long>(all.ulp));
+  std::printf("largest feature deviation  %.9g\n", all.absolute);
+  return all.beyond + (all.jumps * net::tolerance_jumps > all.jumping ? all.jumps : 0);
+}
+#else
+std::int64_t check_features() {
+  std::printf("features not compared: features.hpp refuses -ffast-math\n");
+  return 0;
+}
+#endif
+
 void time(Golden& golden) {
   const auto call = [&](std::int64_t k, float perturb) {
     // The first value that the network reads takes part in the dependence.
@@ -206,6 +366,7 @@ void time(Golden& golden) {
 int main(int argc, char** argv) {
   if (std::fegetround() != FE_TONEAREST) fail("the processor does not round to nearest");
   if (net::dispatch_error() != nullptr) fail(net::dispatch_error());
+  if (check_features() != 0) fail("features.hpp differs from NumPy by more than it states");
   Golden golden = load();
   const std::int64_t wrong = check(golden);
   if (wrong != 0) fail("the artefact differs from the golden model");

@@ -2,7 +2,8 @@
 
     python selftest.py [--json] [--no-time]
 
-Compiles main.cpp in a temporary directory and runs it here: it compares every logit, score and decision of golden.bin. Then the thresholds compiled in are
+Compiles main.cpp in a temporary directory and runs it here: it compares every feature of golden_features.bin, and every logit, score and decision of
+golden.bin. Then the thresholds compiled in are
 compared with working_points.json, and the files with certificate.json. Exit code 0: all equal; 1: something differs. Needs the standard library and a C++17
 compiler: CXX, c++, g++, clang++, or the package ziglang.
 """
@@ -80,6 +81,35 @@ def numbers(said: str) -> dict[str, int | float]:
     return {name.replace(" ", "_"): float(value) if re.search(r"[.einfa]", value) else int(value) for name, value in found}
 
 
+def spelt(literal: str) -> str:
+    """The name that a string constant of the header holds."""
+    return re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), literal).encode("latin-1").decode()
+
+
+def features(found: dict[str, int | float]) -> dict[str, Any]:
+    """What main.cpp says of features.hpp against NumPy, with the tolerance that the header states."""
+    if "features" not in found:
+        return {}
+    header = (HERE / "features.hpp").read_text()
+    stated = dict(re.findall(r"^inline constexpr (?:int|double) (tolerance_\w+) = (\S+);", header, re.MULTILINE))
+    origins = re.findall(r'\{"([^"]*)", \d+, \d+, Origin::(\w+)\}', header)
+    return {
+        "vectors": found["feature_vectors"],
+        "compared": found["features"],
+        "differing": found["differing_features"],
+        "beyond_tolerance": found["features_beyond"],
+        "jumped": found["features_that_jump"],
+        "maximal_ulp": found["largest_feature_ulp"],
+        "maximal_deviation": found["largest_feature_deviation"],
+        "tolerance": {
+            "ulp": int(stated["tolerance_ulp"]),
+            "of_largest": float.fromhex(stated["tolerance_relative"]),
+            "one_jump_in": int(stated["tolerance_jumps"]),
+        },
+        **{word: [spelt(name) for name, origin in origins if origin == word] for word in ("exact", "libm", "jumps", "given")},
+    }
+
+
 def main() -> int:
     """Run, compare, print, and return the exit code."""
     said, error = run([option for option in sys.argv[1:] if option == "--no-time"])
@@ -89,7 +119,9 @@ def main() -> int:
     if not error and changed:
         error = f"changed since the export: {', '.join(changed)}"
     if "--json" in sys.argv[1:]:
-        print(json.dumps({"compiler": " ".join(compiler()), **numbers(said), "files_changed": changed, "error": error, "passed": not error}))
+        found = numbers(said)
+        told = {"features": features(found)} if features(found) else {}
+        print(json.dumps({"compiler": " ".join(compiler()), **found, **told, "files_changed": changed, "error": error, "passed": not error}))
     else:
         print(said, end="")
     if error:
