@@ -6,11 +6,12 @@ import hashlib
 
 import numpy as np
 
+from hlt_train.exporters._cpp_neon import Neon
 from hlt_train.exporters._cpp_plain import Plain
 from hlt_train.exporters._cpp_plan import Plan
 from hlt_train.exporters._cpp_sse2 import Sse2
 from hlt_train.exporters._cpp_text import array, comment, int_literal, lines, string_literal
-from hlt_train.exporters._cpp_wide import KERNELS, Avx2, Avx512, Vnni, Wide
+from hlt_train.exporters._cpp_wide import KERNELS, Avx2, Avx512, Vnni, inlined
 from hlt_train.exporters._templates import template
 
 __all__ = ["header"]
@@ -22,7 +23,7 @@ def header(plan: Plan, namespace: str) -> str:
     Its contents sit in an inline namespace called after their hash, and the include guard is too: two networks, or two versions of one, may be linked into
     the same program from different translation units.
     """
-    paths = [Plain(plan), *((path(plan) for path in (Sse2, Avx2, Avx512, Vnni)) if plan.exact else ())]
+    paths = [Plain(plan), *((path(plan) for path in (Sse2, Avx2, Avx512, Vnni, Neon)) if plan.exact else ())]
     body = "\n".join([_description(plan), _runtime(plan), *(_path(plan, path) for path in paths), _entries(plan, paths)])
     digest = hashlib.sha256(body.encode()).hexdigest()[:16]
     guard = f"HLT_TRAIN_NET_{digest.upper()}"
@@ -50,6 +51,8 @@ def header(plan: Plan, namespace: str) -> str:
 #include <cpuid.h>
 #include <immintrin.h>
 #endif
+#elif defined(__aarch64__) && defined(__GNUC__)
+#include <arm_neon.h>
 #endif
 
 namespace {namespace} {{
@@ -105,7 +108,8 @@ def _runtime(plan: Plan) -> str:
     text = template("net_runtime.hpp") + "\n"
     if plan.exact:
         text += _guarded(Sse2.guard, template("net_sse2.hpp")) + "\n"
-        text += _guarded(Wide.guard, "\n".join(_kernels(name) for name in KERNELS)) + "\n"
+        for guard in dict.fromkeys(kernels.guard for kernels in KERNELS.values()):
+            text += _guarded(guard, "\n".join(_kernels(name) for name, kernels in KERNELS.items() if kernels.guard == guard)) + "\n"
     else:
         text += template("net_float.hpp") + "\n"
     text += template("net_dispatch.hpp")
@@ -115,7 +119,7 @@ def _runtime(plan: Plan) -> str:
 def _kernels(name: str) -> str:
     """One namespace of kernels: its templates, every function with the target attribute of the namespace."""
     kernels = KERNELS[name]
-    inline = f'[[gnu::always_inline, gnu::target("{kernels.target}")]] static inline'
+    inline = f"{inlined(kernels)} static inline"
     body = "\n".join(template(file) for file in kernels.files)
     return f"namespace {name} {{\n\n{body.replace('INLINE', inline)}\n}}  // namespace {name}\n"
 
@@ -161,8 +165,7 @@ static inline void evaluate_groups(const float* const* x, const std::int32_t* co
 def _entries(plan: Plan, paths: list[Plain]) -> str:
     """What is called, and which path it takes: the last one that this processor has, unless one is asked for."""
     names = _arguments(plan, types=False)
-    rows = (f'    {{"{path.name}", {path.name}::evaluate, {path.name}::evaluate_groups, detail::{path.available}}},\n' for path in paths)
-    table = "".join(_guarded(path.guard, row) for path, row in zip(paths, rows, strict=True))
+    table = "".join(_row(path) for path in paths)
     text = template("net_entries.hpp")
     for word, value in (
         ("TYPED_PARAMETERS", ", ".join(_arguments(plan))),
@@ -172,6 +175,14 @@ def _entries(plan: Plan, paths: list[Plain]) -> str:
     ):
         text = text.replace(word, value)
     return f"{text}\n{_score(plan.score)}"
+
+
+def _row(path: Plain) -> str:
+    """A path in the table of paths; another architecture's is in it too, and never available."""
+    row = f'    {{"{path.name}", {path.name}::evaluate, {path.name}::evaluate_groups, detail::{path.available}}},\n'
+    if not path.guard:
+        return row
+    return f'#if {path.guard}\n{row}#else\n    {{"{path.name}", nullptr, nullptr, detail::has_not}},\n#endif\n'
 
 
 def _score(weights: np.ndarray | None) -> str:

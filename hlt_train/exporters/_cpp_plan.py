@@ -20,10 +20,11 @@ _SCALE = 2.0**100  # of scale * 2**f: up to it, flushing subnormals to zero (whi
 _RESERVED = frozenset(  # what the header declares or uses
     """
     affine affine_float affine_madd avx2 avx512 Branches chosen clamp count derive derived detail dispatch_error divide_floor divide_half_even
-    divide_half_up evaluate evaluate_batch evaluate_groups exact exponents Features first gelu Group groups has has_avx2 has_avx512 has_baseline has_score
-    has_vnni i in_order4 Input input is_nan j least limit link load4 load_bits Logit logits madd256 madd512 madd_block n_groups n_outputs n_paths nearest
-    normalise opaque opaque4 outputs P p passes Path path paths plain quantise quantise4 quantise_all relu requantise_sat Round same score shift4
-    shift_floor shift_half_even shift_half_up silu sse2 standardise std tanh v vnni vnni256 vnni512 working_points WorkingPoint wrap x
+    divide_half_up evaluate evaluate_batch evaluate_groups exact exponents Features first gelu Group groups has has_avx2 has_avx512 has_baseline has_not
+    has_score has_vnni i in_order4 Input input is_nan j least limit link load4 load_bits Logit logits madd128 madd256 madd512 madd_block n_groups
+    n_outputs n_paths nearest neon normalise opaque opaque4 outputs P p passes Path path paths plain quantise quantise4 quantise_all relu requantise_sat
+    Round same score shift4 shift_floor shift_half_even shift_half_up silu sse2 standardise std tanh v vnni vnni256 vnni512 working_points WorkingPoint
+    wrap x
     """.split()  # noqa: SIM905
 )
 

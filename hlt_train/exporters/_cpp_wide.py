@@ -21,9 +21,13 @@ from hlt_train.exporters._cpp_plan import Plan, Value
 from hlt_train.exporters._cpp_text import array, float_literal, int_literal, lines
 from hlt_train.nodes import Affine, Flatten, FloatPool, Input, Pool, Quant, Requant
 
-__all__ = ["KERNELS", "Avx2", "Avx512", "Kernels", "Vnni", "Wide"]
+__all__ = ["KERNELS", "X86", "Avx2", "Avx512", "Kernels", "Vnni", "Wide", "inlined"]
 
 ROWS = 4  # constituents at a time
+
+
+X86 = "defined(__x86_64__) && defined(__GNUC__)"
+ARM = "defined(__aarch64__) && defined(__GNUC__) && !defined(__AARCH64EB__)"  # little-endian
 
 
 @dataclass(frozen=True)
@@ -35,12 +39,19 @@ class Kernels:
         target: of its functions.
         files: the templates it consists of.
         rows: the namespace with the kernels that multiply nothing.
+        guard: the architectures that compile it.
     """
 
     lanes: int
     target: str
     files: tuple[str, ...]
     rows: str
+    guard: str = X86
+
+    @property
+    def attribute(self) -> str:
+        """Of each function, what a translation unit is compiled for aside; the attribute of what an architecture always has is empty."""
+        return f'gnu::target("{self.target}")' if self.target else ""
 
 
 _AVX512 = "avx512f,avx512bw,avx512vl"
@@ -49,6 +60,9 @@ KERNELS = {
     "madd512": Kernels(16, _AVX512, ("net_avx512.hpp", "net_dense.hpp", "net_rows.hpp"), "madd512"),
     "vnni256": Kernels(8, _AVX512 + ",avx512vnni", ("net_vnni256.hpp", "net_dense.hpp"), "madd256"),
     "vnni512": Kernels(16, _AVX512 + ",avx512vnni", ("net_vnni512.hpp", "net_dense.hpp"), "madd512"),
+    "madd128": Kernels(
+        4, "", ("net_neon.hpp", "net_dense.hpp", "net_rows.hpp"), "madd128", "defined(__aarch64__) && defined(__GNUC__) && !defined(__AARCH64EB__)"
+    ),
 }
 
 
@@ -60,12 +74,13 @@ class Wide(Plain):
         bytes: whether bytes are multiplied without a proof of every pair (`vpdpbusd`).
     """
 
-    guard = "defined(__x86_64__) && defined(__GNUC__)"
+    guard = X86
     kernels: tuple[str, ...] = ()
     bytes = False
 
     def __init__(self, plan: Plan) -> None:
-        self.target = f'[[gnu::target("{KERNELS[self.kernels[0]].target}")]] '
+        attribute = KERNELS[self.kernels[0]].attribute
+        self.target = f"[[{attribute}]] " if attribute else ""
         self._shared: dict[str, list[tuple[str, str, int]]] = {}  # group -> (type, name, elements) of what its loop fills
         self._readers: dict[str, list[Value]] = {value.node.name: [] for value in plan.values}
         for value in plan.values:
@@ -259,13 +274,17 @@ class Wide(Plain):
         if quant is not None:
             bias[: value.n] += self._constant(value, result, quant)
         bias = ((bias + 2**31) % 2**32) - 2**31  # int32 as the registers add it
-        # [inputs, outputs] -> [unit, group of four bytes, output, input of the group]
-        laid = weights[:, place].reshape(inputs // per_group, per_group, outputs // unit, unit).transpose(2, 0, 3, 1).ravel()
+        laid = self._laid(weights[:, place].reshape(inputs // per_group, per_group, outputs // unit, unit))
         word = value.word
         self.constants.append(array("std::int8_t" if kind == "bytes" else "std::int16_t", f"{word}_w_", laid.shape, [int_literal(w) for w in laid.tolist()]))
         self.constants.append(array("std::int32_t", f"{word}_b_", bias.shape, [int_literal(b) for b in bias[place].tolist()]))
         (x, xs), (y, ys) = self._place(source, bytes=kind == "bytes"), self._place(result, bytes=bytes)
         return [f"{kernels}::dense<{rule}, {self._p(value)}, {inputs}, {outputs}, {units}, {xs}, {ys}>({x}, {word}_w_, {word}_b_, {y});"]
+
+    @staticmethod
+    def _laid(weights: np.ndarray) -> np.ndarray:
+        """The weights as the kernels read them: [groups, group of four bytes, units, unit] -> [unit, group, output, input of the group]."""
+        return np.asarray(weights.transpose(2, 0, 3, 1).ravel())
 
     @staticmethod
     def _constant(source: Value, value: Value, quant: Quant) -> np.ndarray:
@@ -286,7 +305,7 @@ class Wide(Plain):
         write = _Rule(kernels, value.word, value.n, self.constants)
         if quant is None:
             round = [f"v = {kernels}::most(v, {kernels}::set1(0));"] if relu else []
-            return write.struct(round, [], 0, KERNELS[kernels].target)
+            return write.struct(round, [], 0)
         shift = source.f - value.f
         constant = self._constant(source, value, quant) if folded else np.zeros(value.n, np.int64)
         least, most = limits(quant, value.n)
@@ -310,7 +329,7 @@ class Wide(Plain):
             clamp.append(f"v = {kernels}::most_short(v, {write.shorts('lo', least, shorts)});")
         if saturates and above and not bool((most == ends[1]).all()):
             clamp.append(f"v = {kernels}::least_short(v, {write.shorts('hi', most, shorts)});")
-        return write.struct(round, clamp, max(offset, 0), KERNELS[kernels].target)
+        return write.struct(round, clamp, max(offset, 0))
 
     @staticmethod
     def _shift(write: _Rule, shift: np.ndarray, quant: Quant, place: np.ndarray, *, folded: bool) -> list[str]:
@@ -391,11 +410,12 @@ class Wide(Plain):
             self.constants.append(array("std::int32_t", names[-1], padded.shape, [int_literal(v) for v in padded.tolist()]))
         unit = np.arange(size)
         rational = self._mean_source(value, source)
-        rule = self._rule("madd256", value, node.quant, rational, unit, unit, folded=False)
+        narrowest = KERNELS[self.kernels[-1]].rows
+        rule = self._rule(narrowest, value, node.quant, rational, unit, unit, folded=False)
         self.after += [
-            f"madd256::mean<Round::{node.quant.round}>({total}, {names[0]}, {names[1]}, {count});",
+            f"{narrowest}::mean<Round::{node.quant.round}>({total}, {names[0]}, {names[1]}, {count});",
             self._own(value),
-            f"madd256::requantise<{rule}, 1, {size}, {size}, {self.padded(value)}>({total}, {value.word});",
+            f"{narrowest}::requantise<{rule}, 1, {size}, {size}, {self.padded(value)}>({total}, {value.word});",
         ]
 
     # the path ---------------------------------------------------------------------------------------------------------------------------------------------
@@ -461,10 +481,10 @@ class _Rule:
             self._constants.append(array(kind, f"{self._word}_{name}_", padded.shape, [int_literal(v) for v in padded[place].tolist()]))
         return f"{self.kernels}::load({self._word}_{name}_ + i)"
 
-    def struct(self, round: list[str], clamp: list[str], offset: int, target: str) -> str:
+    def struct(self, round: list[str], clamp: list[str], offset: int) -> str:
         """Define the type and return its name."""
         name, out = f"{self._word}_rule_", []
-        head = f'  [[gnu::always_inline, gnu::target("{target}")]] static inline {self.kernels}::Vec'
+        head = f"  {inlined(KERNELS[self.kernels])} static inline {self.kernels}::Vec"
         for function, body in (("round", round), ("clamp", clamp)):
             index = "std::size_t i" if any("+ i)" in line for line in body) else "std::size_t"
             out.append(f"{head} {function}({self.kernels}::Vec v, {index}) noexcept {{\n" + lines("\n".join([*body, "return v;"]), 4) + "\n  }")
@@ -495,6 +515,11 @@ class Vnni(Wide):
     available = "has_vnni"
     kernels = ("vnni512", "vnni256")
     bytes = True
+
+
+def inlined(kernels: Kernels) -> str:
+    """The attributes of a function that is merged into its caller."""
+    return f"[[{', '.join(filter(None, ('gnu::always_inline', kernels.attribute)))}]]"
 
 
 def _up(n: int, unit: int) -> int:

@@ -32,6 +32,8 @@ pytestmark = pytest.mark.skipif(platform.machine() != "x86_64", reason="these pa
 
 ZIG = (sys.executable, "-m", "ziglang", "c++")
 X86_PATHS = ["plain", "sse2", "avx2", "avx512", "vnni"]
+PATHS = [*X86_PATHS, "neon"]
+AARCH64 = (*ZIG, "-target", "aarch64-linux-musl")
 
 
 def dense(rng: np.random.Generator, name: str, source: str, shape: tuple[int, int], *, top: int = 127, relu: bool = True) -> Affine:
@@ -239,7 +241,7 @@ def test_the_fastest_path_is_taken_and_the_environment_forces_another(written: P
         return Library(Path(shutil.copy(tmp_path / "net.so", tmp_path / f"{name}.so")))
 
     library = load("free")
-    assert list(library.paths) == X86_PATHS
+    assert list(library.paths) == PATHS
     here = available(library)
     assert library.path == here[-1]
     graph = graphs.deepsets(8)
@@ -274,15 +276,17 @@ def test_what_the_processor_lacks_is_not_run_and_forcing_it_is_an_error(written:
     x = graphs.features(graphs.deepsets(8), 10)
     with pytest.raises(UsageError, match="lacks what the path 'vnni' needs"):
         library.evaluate(x, "vnni")
-    with pytest.raises(UsageError, match="no path 'neon'"):
+    with pytest.raises(UsageError, match="lacks what the path 'neon' needs"):
         library.evaluate(x, "neon")
+    with pytest.raises(UsageError, match="no path 'itanium'"):
+        library.evaluate(x, "itanium")
     compile_cpp(find_compiler(), [copy / "main.cpp"], tmp_path / "check", ["-O1"])
     check = lambda: subprocess.run([tmp_path / "check", "--no-time"], cwd=copy, capture_output=True, text=True, check=False)  # noqa: E731
     done = check()
-    assert "avx512(not run) vnni(not run)" in done.stdout
+    assert "avx512(not run) vnni(not run) neon(not run)" in done.stdout
     assert done.returncode == 0, done.stderr
     statement = cpp().latency(copy, x)
-    assert statement["paths"] == {**dict.fromkeys(X86_PATHS, "compared"), "avx512": "not run", "vnni": "not run"}
+    assert statement["paths"] == {**dict.fromkeys(PATHS, "compared"), "avx512": "not run", "vnni": "not run", "neon": "not run"}
     monkeypatch.setenv("NET_ISA", "vnni")
     with pytest.raises(UsageError, match="processor or its operating system lacks"):
         Library(Path(shutil.copy(tmp_path / "net.so", tmp_path / "again.so")))
@@ -477,6 +481,34 @@ def test_every_path_is_clean_under_sanitizers(sanitizer: str, chained: Path, wri
 def test_clang_has_no_warning_either(written: Path, chained: Path, tmp_path: Path) -> None:
     for directory in (written, chained):
         assert compile_cpp(ZIG, [directory / "net_c.cpp"], tmp_path / "net.so", ["-O2", *WARNINGS, "-shared", "-fPIC"]) == ""
+
+
+def test_64_bit_arm_compiles_without_a_warning(tmp_path: Path) -> None:
+    """By clang for another processor: the NEON path of networks that use its kernels, the C interface, the self-test, no header of x86."""
+    nets = {
+        name: graph
+        for name, (graph, _) in kernels().items()
+        if name in {"one exponent per feature", "shifts to the left", "wrap", "mean", "max of constituents"}
+    }
+    assert len(nets) == 5
+    units = []
+    for k, graph in enumerate(nets.values()):
+        text = header(Plan(graph), f"g{k}")
+        assert "madd128::dense<" in text
+        (tmp_path / f"g{k}.hpp").write_text(text)
+        units.append(f'#include "g{k}.hpp"\nconst void* path_{k}() {{ return &g{k}::path(); }}\n')
+    (tmp_path / "all.cpp").write_text("".join(units))
+    assert compile_cpp(AARCH64, [tmp_path / "all.cpp"], tmp_path / "all.o", ["-O1", *WARNINGS, "-Werror", "-c"]) == ""
+    words = (tmp_path / "all.o").read_bytes()[:20]
+    assert (words[:4], words[18]) == (b"\x7fELF", 183)  # AArch64
+
+
+@pytest.mark.slow
+def test_the_self_test_is_built_for_64_bit_arm(written: Path, tmp_path: Path) -> None:
+    """It runs only there; NET_ISA chooses its paths when compiling."""
+    for flags in ([], ["-DNET_ISA=neon"], ["-DNET_ISA=plain", "-ffast-math"]):
+        said = compile_cpp(AARCH64, [written / "main.cpp", written / "net_c.cpp"], tmp_path / "check", ["-O2", *WARNINGS, "-Werror", *flags])
+        assert said == ""
 
 
 # -------------------------------------------------------------------------------------------------------------------------- CMake, C, the documentation

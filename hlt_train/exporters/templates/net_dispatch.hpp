@@ -15,6 +15,7 @@ static inline bool has_avx512() noexcept { return has(0xe6, bits_avx512, 0); }  
 static inline bool has_vnni() noexcept { return has_avx512() && has(0xe6, 0, bit_vnni); }
 #endif
 static inline bool has_baseline() noexcept { return true; }
+static inline bool has_not() noexcept { return false; }  // a path of another architecture
 
 static constexpr bool same(const char* a, const char* b) noexcept {
   while (*a != '\0' && *a == *b) {

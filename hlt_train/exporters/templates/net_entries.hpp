@@ -5,7 +5,7 @@ struct Path {
   void (*evaluate_groups)(const float* const* x, const std::int32_t* count, Logit* logits) noexcept;
   bool (*available)() noexcept;  // on this processor, under this operating system
 };
-// The paths that this architecture has, the fastest last.
+// All paths, the fastest of each architecture last; those of another architecture have no functions and are never available.
 static constexpr Path paths[] = {
     PATHS
 };

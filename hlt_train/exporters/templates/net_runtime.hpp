@@ -50,6 +50,8 @@ static inline std::int32_t quantise(const float* x, float centre, float scale, f
   return missing ? nan : n;
 }
 
+enum class Round { floor, half_up, half_even };
+
 template <class T>
 static constexpr T clamp(T v, T lo, T hi) noexcept {
   return v < lo ? lo : (v > hi ? hi : v);

@@ -77,8 +77,6 @@ static inline void affine_madd(const std::int16_t (&x)[I], const std::int16_t (&
   if constexpr (O % 32 != 0) madd_block<Relu, I>(x, w + 32 * full * I, b + 32 * full, y + 32 * full, std::make_index_sequence<(O % 32) / 4>{});
 }
 
-enum class Round { floor, half_up, half_even };
-
 template <Round R, int S>
 static inline __m128i shift4(__m128i v) noexcept {
   if constexpr (R == Round::half_up) v = _mm_add_epi32(v, _mm_set1_epi32(1 << (S - 1)));
