@@ -130,11 +130,15 @@ def _guarded(condition: str, text: str) -> str:
 
 def _path(plan: Plan, path: Plain) -> str:
     """One path: its constants, `evaluate`, and the same by position."""
-    statements = list(path.before)
-    for group in path.loops:
-        node = next(i for i in plan.inputs if i.group == group)
-        count = plan.counts[group]
-        statements += [f"{count} = limit({count}, {node.length});", *path.loop(group)]
+    statements = []
+    for loop in plan.loops:
+        if loop.depth:
+            statements.append(f"const int {loop.count} = positions({plan.counts[loop.group]}, {loop.stride}, {loop.length});")
+        else:
+            statements.append(f"{loop.count} = limit({loop.count}, {loop.length});")
+    statements += path.before
+    for loop in plan.loops:
+        statements += path.loop(loop)
     statements += path.after
     body = lines("\n".join(statements), 2)
     constants = "\n".join(path.constants)

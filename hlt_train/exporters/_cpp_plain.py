@@ -10,13 +10,14 @@ import numpy as np
 
 from hlt_train.arithmetic import limits, shift_round
 from hlt_train.errors import UsageError
-from hlt_train.exporters._cpp_plan import Plan, Value
+from hlt_train.exporters._cpp_plan import Loop, Plan, Value
 from hlt_train.exporters._cpp_text import array, comment, float_literal, int_literal, int_type
-from hlt_train.nodes import Add, Affine, Concat, Flatten, FloatAffine, FloatInput, FloatPool, Input, Node, Output, Pool, Quant
+from hlt_train.nodes import Add, Affine, Concat, Flatten, FloatAffine, FloatInput, FloatPool, Input, Node, Output, Pool, Quant, Window
 
 __all__ = ["Plain", "each", "narrow"]
 
 _STEP = 8  # int16 lanes of the narrowest vector register: rows of int16 weights and their inputs are padded to it with zeros
+_SLACK = 64  # elements behind rows that are read in whole registers
 _LARGEST = 2**61  # beyond it a rounding constant or a numerator could leave int64
 
 
@@ -29,7 +30,7 @@ class Plain:
         available: the function of `detail` that says whether this processor has it.
         target: attribute of its functions, "" for none.
         constants: C++ definitions of weights and tables, in the order of the nodes.
-        loops: group -> statements of its loop over constituents.
+        loops: statements of each loop over constituents.
         before, after: statements before the loops (declarations of pools) and after them.
     """
 
@@ -42,8 +43,9 @@ class Plain:
         self.plan = plan
         self.constants: list[str] = []
         self.before: list[str] = []
-        self.loops: dict[str, list[str]] = {}
+        self.loops: dict[Loop, list[str]] = {loop: [] for loop in plan.loops}
         self.after: list[str] = []
+        self._fetched: set[tuple[Loop, str]] = set()
         for value in plan.values:
             self._emit(value)
 
@@ -51,21 +53,31 @@ class Plain:
         """C++ before `evaluate`."""
         return ""
 
-    def loop(self, group: str) -> list[str]:
-        """The statements that take the constituents of `group` through its nodes; its count is limited already."""
-        return [f"for (int j = 0; j < {self.plan.counts[group]}; ++j) {{", *("  " + line for line in self.loops[group]), "}"]
+    def loop(self, loop: Loop) -> list[str]:
+        """The statements that take constituents through the nodes of a loop; its count is limited already."""
+        return [f"for (int j = 0; j < {loop.count}; ++j) {{", *("  " + line for line in self.loops[loop]), "}"]
 
     # one method per kind of node -------------------------------------------------------------------------------------------------------------------------
 
     def _emit(self, value: Value) -> None:
+        target = self._statements(value.loop)
+        target.extend(self._fetch(value))
+        self._text(value)
+        if self.plan.carried(value):
+            before, _ = self.plan.rows(value)
+            self.before.append(f"alignas(64) {value.type} {self._all(value)}[{self._elements(value)}] = {{}};")
+            target.append(each(value.n, f"{self._all(value)}[{self._row('j', before)} * {value.n} + i] = {value.word}[i];"))
+
+    def _text(self, value: Value) -> None:
+        """The statements of one node."""
         node = value.node
-        target = self.after if value.group is None else self.loops.setdefault(value.group, [])
         if isinstance(node, Pool | FloatPool):
             self._pool(value, node)
             return
         if isinstance(node, Flatten):
-            self._flatten(value, node)
+            self._flatten(value)
             return
+        target = self._statements(value.loop)
         target.append(f"// {self.describe(value)}")
         if isinstance(node, Input):
             target.extend([self._declare(value), *self._input(value, node)])
@@ -79,6 +91,8 @@ class Plain:
             target.extend([self._declare(value), *self._concat(value)])
         elif isinstance(node, Add):
             target.extend([self._declare(value), *self._add(value)])
+        elif isinstance(node, Window):
+            target.extend(self._window(value, node))
         elif isinstance(node, Output):
             target.append(each(value.n, f"logits[i] = static_cast<Logit>({self._sources(value)[0].word}[i]);"))
         else:
@@ -140,24 +154,74 @@ class Plain:
             at += source.n
         return lines
 
-    def _flatten(self, value: Value, node: Flatten) -> None:
+    def _window(self, value: Value, node: Window) -> list[str]:
+        """Neighbours lie one after the other, so a window is a part of them."""
+        if not self.plan.readers(value):
+            return []
+        return self._read(value, self._sources(value)[0], self._start(value, node, "j"))
+
+    def _start(self, value: Value, node: Window, position: str) -> str:
+        """The first element of the window at `position`."""
+        source = self._sources(value)[0]
+        return f"{self._row(position, self.plan.rows(source)[0] - node.before, node.stride)} * {source.n}"
+
+    def _fetch(self, value: Value) -> list[str]:
+        """The rows of an earlier loop that a node reads, once in each loop."""
+        made: list[str] = []
+        for source in self._sources(value):
+            if value.loop is None or isinstance(value.node, Window) or source.loop == value.loop or (value.loop, source.word) in self._fetched:
+                continue
+            self._fetched.add((value.loop, source.word))
+            made += [f"// {comment(source.node.name)}", *self._read(source, source, f"{self._row('j', self.plan.rows(source)[0])} * {source.n}")]
+        return made
+
+    def _read(self, value: Value, source: Value, start: str) -> list[str]:
+        """`value` as what lies in the rows of `source` from element `start` on: in place, or as a copy where its kernels need aligned rows."""
+        if value.type == source.type and self._in_place(source):
+            return [f"const auto& {value.word} = part<{self.padded(value)}>({self._all(source)} + {start});"]
+        item = f"{self._all(source)}[{start} + i]"
+        return [self._declare(value), each(value.n, f"{value.word}[i] = {item if value.type == source.type else f'static_cast<{value.type}>({item})'};")]
+
+    def _in_place(self, source: Value) -> bool:
+        """Whether its rows may be read wherever one begins."""
+        return True
+
+    @staticmethod
+    def _row(position: str, by: int, stride: int = 1) -> str:
+        """The row position * stride + by, as a factor."""
+        at = f"({position})" if stride != 1 and not position.isidentifier() else position
+        at += (f" * {stride}" if stride != 1 else "") + (f" + {by}" if by else "")
+        return at if at.isidentifier() else f"({at})"
+
+    @staticmethod
+    def _all(value: Value) -> str:
+        """All rows of a value that is carried, one after the other without gaps."""
+        return f"{value.word}_all_"
+
+    def _elements(self, value: Value) -> int:
+        """Of all its rows, and so many zeros that a kernel that reads whole registers stays inside."""
+        return self.plan.rows(value)[1] * value.n + _SLACK
+
+    def _flatten(self, value: Value) -> None:
         source = self._sources(value)[0]
         self.before.append(self._declare(value, zero=True))
-        self.loops[node.group] += [f"// {self.describe(value)}", each(source.n, f"{value.word}[j * {source.n} + i] = {source.word}[i];")]
+        item = f"{source.word}[i]" if source.type == value.type else f"static_cast<{value.type}>({source.word}[i])"
+        self._statements(source.loop).extend([f"// {self.describe(value)}", each(source.n, f"{value.word}[j * {source.n} + i] = {item};")])
 
     def _pool(self, value: Value, node: Pool | FloatPool) -> None:
         """Sum and mean start from 0, max from the first constituent: no lower bound is assumed."""
         source = self._sources(value)[0]
         span = self.plan.pooled(node, source)
         kind, raw, _ = self.raw(value, node)
-        count = self.plan.counts[node.group]
+        assert source.loop is not None
+        count = source.loop.count
         self.before.append(f"alignas(64) {kind} {raw}[{value.n}] = {{}};")
         item = f"{source.word}[i]" if source.type == kind else f"static_cast<{kind}>({source.word}[i])"
         if node.kind == "max":
             line = f"{raw}[i] = j == 0 || {item} > {raw}[i] ? {item} : {raw}[i];"
         else:
             line = f"{raw}[i] += {item};"
-        self.loops[node.group] += [f"// {self.describe(value)}: over the constituents", each(value.n, line)]
+        self.loops[source.loop] += [f"// {self.describe(value)}: over the constituents", each(value.n, line)]
         self.after.append(self._declare(value))
         if isinstance(node, FloatPool):
             end = f"{raw}[i] / static_cast<float>({count} > 0 ? {count} : 1)" if node.kind == "mean" else f"{raw}[i]"
@@ -166,7 +230,7 @@ class Plain:
             assert node.quant is not None
             self.after.append(self._mean(value, node.quant, raw, span, source, count))
         elif node.quant is not None:
-            bound = Value(node=node, word=raw, n=value.n, f=source.f, lo=np.full(value.n, span[0]), hi=np.full(value.n, span[1]), group=None, type=kind)
+            bound = Value(node=node, word=raw, n=value.n, f=source.f, lo=np.full(value.n, span[0]), hi=np.full(value.n, span[1]), loop=None, type=kind)
             self.after.append(self._requantise(value, node.quant, bound))
         else:
             self.after.append(each(value.n, f"{value.word}[i] = static_cast<{value.type}>({raw}[i]);"))
@@ -244,6 +308,9 @@ class Plain:
             return literals[0]
         self.constants.append(array(kind, name, (len(literals),), literals))
         return f"{name}[i]"
+
+    def _statements(self, loop: Loop | None) -> list[str]:
+        return self.after if loop is None else self.loops[loop]
 
     # names -----------------------------------------------------------------------------------------------------------------------------------------------
 

@@ -77,6 +77,9 @@ class Sse2(Plain):
     def _madd(self, value: Value) -> bool:
         return value.madd and self._sources(value)[0].type == "std::int16_t"
 
+    def _in_place(self, source: Value) -> bool:
+        return source.type != "std::int16_t" or source.n % _LANES == 0  # whole aligned registers are read
+
     def padded(self, value: Value) -> int:
         if value.type == "std::int32_t" and isinstance(value.node, Affine) and self._madd(value):
             return -(-value.n // _LANES) * _LANES

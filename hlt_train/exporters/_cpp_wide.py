@@ -1,8 +1,9 @@
 """The paths of the C++ header for 256 and 512-bit registers: AVX2, AVX-512 and AVX-512 VNNI, written by one class from what `Kernels` says of each.
 
-Four constituents go through the network at a time, so that every weight is loaded once for all of them; what is left over goes as a block of one to three.
-An Affine whose only reader is a Requant is one kernel with it. Values lie as int16, or as bytes where every reader multiplies bytes. A node that no kernel is
-proved for is the plain path's text, constituent by constituent: the same integers, more slowly.
+Four constituents go through the network at a time, so that every weight is loaded once for all of them; what is left over goes as a block of one to three. A
+dense kernel reads the windows of a convolution where the neighbours lie. An Affine whose only reader is a Requant is one kernel with it. Values lie as int16,
+or as bytes where every reader multiplies bytes. A node that no kernel is proved for is the plain path's text, constituent by constituent: the same integers,
+more slowly.
 
 Kernels live in namespaces of `detail`, named after their instruction and the bits of a register; every function carries its own target attribute, because what
 a translation unit is compiled for must change nothing.
@@ -17,9 +18,9 @@ import numpy as np
 
 from hlt_train.arithmetic import limits, shift_round
 from hlt_train.exporters._cpp_plain import Plain, each, narrow
-from hlt_train.exporters._cpp_plan import Plan, Value
-from hlt_train.exporters._cpp_text import array, float_literal, int_literal, lines
-from hlt_train.nodes import Affine, Flatten, FloatPool, Input, Pool, Quant, Requant
+from hlt_train.exporters._cpp_plan import Loop, Plan, Value
+from hlt_train.exporters._cpp_text import array, comment, float_literal, int_literal, lines
+from hlt_train.nodes import Affine, Flatten, FloatPool, Input, Pool, Quant, Requant, Window
 
 __all__ = ["KERNELS", "X86", "Avx2", "Avx512", "Kernels", "Vnni", "Wide", "inlined"]
 
@@ -81,11 +82,7 @@ class Wide(Plain):
     def __init__(self, plan: Plan) -> None:
         attribute = KERNELS[self.kernels[0]].attribute
         self.target = f"[[{attribute}]] " if attribute else ""
-        self._shared: dict[str, list[tuple[str, str, int]]] = {}  # group -> (type, name, elements) of what its loop fills
-        self._readers: dict[str, list[Value]] = {value.node.name: [] for value in plan.values}
-        for value in plan.values:
-            for name in value.node.sources:
-                self._readers[name].append(value)
+        self._shared: dict[Loop, list[tuple[str, str, int]]] = {}  # (type, name, elements) of what a loop shares with what comes before or after it
         super().__init__(plan)
 
     @property
@@ -113,13 +110,26 @@ class Wide(Plain):
         """What is added to its integers where they are stored as bytes."""
         return 0 if int(value.lo.min()) >= 0 else 128
 
+    def _uses(self, value: Value) -> set[str]:
+        """How it is read: as "bytes", as "pairs", or "" in any other way."""
+        found = set()
+        for reader in self.plan.readers(value):
+            if isinstance(reader.node, Window) and self._in_windows(reader):
+                found |= self._uses(reader)
+            else:  # a later loop fetches int16
+                found.add("" if value.loop is not None and reader.loop not in (None, value.loop) else self._kind(reader))
+        return found
+
+    def _in_windows(self, value: Value) -> bool:
+        """Whether a Window is read by dense kernels alone, which read every position where its neighbours lie."""
+        return value.type == self._sources(value)[0].type and all(self._kind(reader) for reader in self.plan.readers(value))
+
     def _as_bytes(self, value: Value) -> bool:
         """Whether somebody reads it as bytes."""
-        return any(self._kind(reader) == "bytes" for reader in self._readers[value.node.name])
+        return "bytes" in self._uses(value)
 
     def _only_bytes(self, value: Value) -> bool:
-        readers = self._readers[value.node.name]
-        return bool(readers) and all(self._kind(reader) == "bytes" for reader in readers)
+        return self._uses(value) == {"bytes"}
 
     def padded(self, value: Value) -> int:
         """Elements from one row to the next: whole registers of 64 bytes where a kernel may write or read them."""
@@ -131,8 +141,11 @@ class Wide(Plain):
 
     def _place(self, value: Value, *, bytes: bool = False) -> tuple[str, int]:
         """(expression of its first row, elements from one row to the next)."""
+        if isinstance(value.node, Window) and self._in_windows(value):
+            source = self._sources(value)[0]
+            return f"{self._all(source, bytes=bytes)} + {self._start(value, value.node, 'first')}", value.node.stride * source.n
         stride = _up(value.n, 64) if bytes else self.padded(value)
-        if value.group is None:
+        if value.loop is None:
             return (f"{value.word}_bytes_" if bytes else value.word), stride
         return (f"{value.word}_bytes_[0]" if bytes else f"{value.word}_rows_[0]"), stride
 
@@ -140,21 +153,26 @@ class Wide(Plain):
         """The declaration of its array; what no kernel may write is zero."""
         kind, stride = ("std::uint8_t", _up(value.n, 64)) if bytes else (value.type, self.padded(value))
         zero = zero or (not bytes and _up(value.n, 16 if value.type == "std::int16_t" else 8) < stride)
-        name = f"{value.word}_bytes_" if bytes else (value.word if value.group is None else f"{value.word}_rows_")
-        rows = "" if value.group is None else "[P]"
+        name = f"{value.word}_bytes_" if bytes else (value.word if value.loop is None else f"{value.word}_rows_")
+        rows = "" if value.loop is None else "[P]"
         return f"alignas(64) {kind} {name}{rows}[{stride}]{' = {}' if zero else ''};"
 
     @staticmethod
     def _p(value: Value) -> str:
-        return "1" if value.group is None else "P"
+        return "1" if value.loop is None else "P"
 
     # the nodes -------------------------------------------------------------------------------------------------------------------------------------------
 
     def _emit(self, value: Value) -> None:
         node = value.node
+        if isinstance(node, Window) and self._in_windows(value):
+            return  # its readers know where it lies
+        self._to(value, self._fetch(value))
         if isinstance(node, Affine) and self._kind(value) and self._fused(value):
             return  # written with its Requant
-        if isinstance(node, Pool) and not isinstance(node, FloatPool) and self._pools(value, node):
+        if isinstance(node, Window):
+            self._to(value, [f"// {self.describe(value)}", *self._copied(value, self._sources(value)[0], self._start(value, node, "first + p"))])
+        elif isinstance(node, Pool) and not isinstance(node, FloatPool) and self._pools(value, node):
             self._wide_pool(value, node)
         elif isinstance(node, Input) and value.type == "std::int16_t":
             self._to(value, self._wide_input(value, node))
@@ -165,12 +183,76 @@ class Wide(Plain):
         else:
             self._plain_text(value)
         if self._as_bytes(value) and not self._written_as_bytes(value):
-            (x, xs), (y, ys) = self._place(value), self._place(value, bytes=True)
-            n = _up(value.n, 4 * 8)  # of the narrower registers: no more is read than there is
-            self._to(value, [self._own(value, bytes=True), f"madd256::narrow<{self._offset(value)}, {self._p(value)}, {n}, {xs}, {ys}>({x}, {y});"])
+            self._to(value, self._narrowed(value))
+        if self.plan.carried(value):
+            self._to(value, self._carry(value))
 
     def _to(self, value: Value, text: list[str]) -> None:
-        (self.after if value.group is None else self.loops.setdefault(value.group, [])).extend(text)
+        self._statements(value.loop).extend(text)
+
+    def _narrowed(self, value: Value) -> list[str]:
+        """Its rows of int16 as bytes too."""
+        (x, xs), (y, ys) = self._place(value), self._place(value, bytes=True)
+        n = _up(value.n, 4 * 8)  # of the narrower registers: no more is read than there is
+        return [self._own(value, bytes=True), f"madd256::narrow<{self._offset(value)}, {self._p(value)}, {n}, {xs}, {ys}>({x}, {y});"]
+
+    # rows of a loop that a later one reads ---------------------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def _all(value: Value, *, bytes: bool = False) -> str:
+        return f"{value.word}_bytes_all_" if bytes else f"{value.word}_all_"
+
+    def _carry(self, value: Value) -> list[str]:
+        """Keep its rows for later loops, in the forms in which they are read; zeros before, behind and between."""
+        assert value.loop is not None
+        before, elements, made = self.plan.rows(value)[0], _up(self._elements(value), 64), []
+        for bytes in (False, True):
+            loops = [reader.loop for reader in self.plan.readers(value) if reader.loop not in (None, value.loop) and bytes in self._forms(reader)]
+            if not loops:
+                continue
+            kind, name, offset = "std::uint8_t" if bytes else value.type, self._all(value, bytes=bytes), self._offset(value) if bytes else 0
+            self.before.append(f"alignas(64) {kind} {name}[{elements}]{'' if offset else ' = {}'};")
+            if offset:
+                self.before.append(f"std::memset({name}, {offset}, sizeof {name});")
+            for loop in (value.loop, *loops):
+                assert loop is not None
+                self._share(loop, kind, name, elements)
+            row = f"{value.word}_{'bytes' if bytes else 'rows'}_[p]"
+            made.append(f"for (int p = 0; p < P; ++p) std::memcpy({name} + {self._row('first + p', before)} * {value.n}, {row}, {value.n} * sizeof({kind}));")
+        return made
+
+    def _forms(self, reader: Value) -> set[bool]:
+        """The forms of all rows of its source that a later reader takes: True for bytes, False for numbers as they are."""
+        if isinstance(reader.node, Window) and self._in_windows(reader):
+            return {use == "bytes" for use in self._uses(reader)}
+        return {False}
+
+    def _share(self, loop: Loop, kind: str, name: str, elements: int) -> None:
+        shared = self._shared.setdefault(loop, [])
+        if (kind, name, elements) not in shared:
+            shared.append((kind, name, elements))
+
+    def _fetch(self, value: Value) -> list[str]:
+        made: list[str] = []
+        for source in self._sources(value):
+            if value.loop is None or isinstance(value.node, Window) or source.loop == value.loop or (value.loop, source.word) in self._fetched:
+                continue
+            self._fetched.add((value.loop, source.word))
+            start = f"{self._row('first + p', self.plan.rows(source)[0])} * {source.n}"
+            made += [f"// {comment(source.node.name)}", *self._copied(source, source, start)]
+            if any(self._kind(reader) == "bytes" for reader in self.plan.readers(source) if reader.loop == value.loop):
+                made += self._narrowed(source)
+        return made
+
+    def _copied(self, value: Value, source: Value, start: str) -> list[str]:
+        """Rows of `value` in this loop: what lies among all rows of `source` from element `start` on."""
+        assert value.loop is not None
+        row = f"{value.word}_rows_[p]"
+        if value.type == source.type:
+            copy = f"std::memcpy({row}, {self._all(source)} + {start}, {value.n} * sizeof({value.type}));"
+        else:
+            copy = each(value.n, f"{row}[i] = static_cast<{value.type}>({self._all(source)}[{start} + i]);")
+        return [self._own(value, zero=True), f"for (int p = 0; p < P; ++p) {copy}"]
 
     def _written_as_bytes(self, value: Value) -> bool:
         """Whether the kernel that computes it writes bytes and nothing else."""
@@ -180,32 +262,34 @@ class Wide(Plain):
 
     def _plain_text(self, value: Value) -> None:
         """The plain path's statements, for one constituent after the other where there are constituents."""
-        group, word = value.group, value.word
+        loop = value.loop
         if isinstance(value.node, Flatten):
-            group = value.node.group
-            self._shared.setdefault(group, []).append((value.type, word, self.padded(value)))
+            loop = self._sources(value)[0].loop
+            assert loop is not None
+            self._share(loop, value.type, value.word, self.padded(value))
         elif isinstance(value.node, Pool | FloatPool):
-            group = value.node.group
-            self._shared.setdefault(group, []).append(self.raw(value, value.node))
-        if group is None:
-            super()._emit(value)
+            loop = self._sources(value)[0].loop
+            assert loop is not None
+            self._share(loop, *self.raw(value, value.node))
+        if loop is None:
+            self._text(value)
             return
-        ready = len(self.loops.setdefault(group, []))
-        super()._emit(value)
-        text = self.loops[group][ready:]
-        del self.loops[group][ready:]
+        ready = len(self.loops[loop])
+        self._text(value)
+        text = self.loops[loop][ready:]
+        del self.loops[loop][ready:]
         body = []
         for line in text:
             if line.startswith("alignas(64)"):
-                self.loops[group].append(self._own(value, zero=True))
+                self.loops[loop].append(self._own(value, zero=True))
             else:
                 body.append(line)
         used = "\n".join(body)
-        rows = [v for v in (value, *self._sources(value)) if v.group is not None]
+        rows = [v for v in (value, *self._sources(value)) if v.loop is not None]
         inner = [f"auto& {v.word} = {v.word}_rows_[p];" for v in dict.fromkeys(rows) if re.search(rf"\b{v.word}\b", used)]
         if re.search(r"\bj\b", used):
             inner.insert(0, "const int j = first + p;")
-        self.loops[group] += ["for (int p = 0; p < P; ++p) {", *("  " + line for line in [*inner, *body]), "}"]
+        self.loops[loop] += ["for (int p = 0; p < P; ++p) {", *("  " + line for line in [*inner, *body]), "}"]
 
     def _wide_input(self, value: Value, node: Input) -> list[str]:
         names = []
@@ -240,7 +324,7 @@ class Wide(Plain):
 
     def _fused(self, value: Value) -> bool:
         """Whether the only reader of an Affine is a Requant that its kernel applies."""
-        readers = self._readers[value.node.name]
+        readers = self.plan.readers(value)
         return len(readers) == 1 and isinstance(readers[0].node, Requant) and self._narrow(readers[0], readers[0].node.quant)
 
     def _narrow(self, value: Value, quant: Quant) -> bool:
@@ -386,15 +470,16 @@ class Wide(Plain):
     def _wide_pool(self, value: Value, node: Pool) -> None:
         source = self._sources(value)[0]
         total, size = f"{value.word}_{node.kind}_", _up(value.n, 16)
-        count, kernels = self.plan.counts[node.group], self._rows
+        assert source.loop is not None
+        count, kernels = source.loop.count, self._rows
         first = " = {};" if node.kind != "max" else ";"
         self.before.append(f"alignas(64) std::int32_t {total}[{size}]{first}")
         if node.kind == "max":
             self.before.append(f"for (std::int32_t& least : {total}) least = {count} > 0 ? std::numeric_limits<std::int32_t>::min() : 0;")
-        self._shared.setdefault(node.group, []).append(("std::int32_t", total, size))
+        self._share(source.loop, "std::int32_t", total, size)
         x, xs = self._place(source)
         kernel = "max_rows" if node.kind == "max" else "sum_rows"
-        self.loops[node.group] += [
+        self.loops[source.loop] += [
             f"// {self.describe(value)}: over the constituents",
             f"{kernels}::{kernel}<{xs}>({x}, {total}, std::make_index_sequence<P>{{}});",
         ]
@@ -421,26 +506,27 @@ class Wide(Plain):
     # the path ---------------------------------------------------------------------------------------------------------------------------------------------
 
     def functions(self) -> str:
-        """One function template per collection: P constituents from number `first` on."""
+        """One function template per loop: P constituents, or positions of windows, from number `first` on."""
         made = []
-        for group, loop in self.loops.items():
-            parameters = [f"const float* {self.plan.pointers[group]}", "int first"]
-            parameters += [f"{kind} (&{name})[{size}]" for kind, name, size in self._shared.get(group, [])]
-            unused = [] if any(re.search(r"\bfirst\b", line) for line in loop) else ["static_cast<void>(first);"]
+        for loop in self.plan.loops:
+            statements = self.loops[loop]
+            parameters = [f"const float* {pointer}" for pointer in self._pointer(loop)] + ["int first"]
+            parameters += [f"{kind} (&{name})[{size}]" for kind, name, size in self._shared.get(loop, [])]
+            unused = [] if any(re.search(r"\bfirst\b", line) for line in statements) else ["static_cast<void>(first);"]
             made.append(
-                f"template <int P>\n{self.target}static inline void {self._block(group)}({', '.join(parameters)}) noexcept {{\n"
-                + lines("\n".join([*unused, *loop]), 2)
+                f"template <int P>\n{self.target}static inline void {self._block(loop)}({', '.join(parameters)}) noexcept {{\n"
+                + lines("\n".join([*unused, *statements]), 2)
                 + "\n}\n"
             )
         return "\n".join(made)
 
-    def loop(self, group: str) -> list[str]:
+    def loop(self, loop: Loop) -> list[str]:
         """Blocks of four constituents, then one of what is left."""
-        count = self.plan.counts[group]
-        shared = "".join(f", {name}" for _, name, _ in self._shared.get(group, []))
+        count = loop.count
+        shared = [name for _, name, _ in self._shared.get(loop, [])]
 
         def call(p: int, first: str) -> str:
-            return f"{self._block(group)}<{p}>({self.plan.pointers[group]}, {first}{shared})"
+            return f"{self._block(loop)}<{p}>({', '.join([*self._pointer(loop), first, *shared])})"
 
         whole = f"{count} - {count} % {ROWS}"
         rest = [f"  case {k}: {call(k, whole)}; break;" for k in range(1, ROWS)]
@@ -452,8 +538,12 @@ class Wide(Plain):
             "}",
         ]
 
-    def _block(self, group: str) -> str:
-        return f"{self.plan.pointers[group]}_block_"
+    def _pointer(self, loop: Loop) -> list[str]:
+        """The argument with the group's numbers, which only the loop of its input reads."""
+        return [] if loop.depth else [self.plan.pointers[loop.group]]
+
+    def _block(self, loop: Loop) -> str:
+        return f"{loop.count}block_" if loop.depth else f"{self.plan.pointers[loop.group]}_block_"
 
 
 class _Rule:

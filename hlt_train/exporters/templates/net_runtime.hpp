@@ -96,6 +96,15 @@ static constexpr std::int64_t divide_half_even(std::int64_t numerator, std::int6
 // A count beyond the array is the array's length, a negative one is 0.
 static constexpr int limit(int count, int length) noexcept { return count < 0 ? 0 : (count > length ? length : count); }
 
+// Of `count` constituents, those at which every stride-th window starts, at most `length`.
+static constexpr int positions(int count, int stride, int length) noexcept { return limit((count + stride - 1) / stride, length); }
+
+// N elements from x on as an array.
+template <std::size_t N, class T>
+static inline const T (&part(const T* x) noexcept)[N] {
+  return *reinterpret_cast<const T(*)[N]>(x);
+}
+
 // y = w x + b, exact in Acc by the proof; then ReLU. Rows of w may be longer than the outputs' inputs by zeros.
 template <bool Relu, class Acc, class X, class W, std::size_t I, std::size_t O>
 static inline void affine(const X (&x)[I], const W (&w)[O][I], const Acc (&b)[O], Acc (&y)[O]) noexcept {
