@@ -45,13 +45,6 @@ def build(graph: Graph, builder: Builder, profile: Profile, emitter_class: type[
 
 
 def _check_f24(node: Node, proofs: dict[str, Proof]) -> None:
-    if isinstance(node, Window):
-        raise UsageError(
-            f"Window '{node.name}' reads neighbours, which this target does not write",
-            where=f"node '{node.name}'",
-            near=("Flatten",),
-            then="choose a network without convolutions",
-        )
     proof = proofs.get(node.name)
     if proof is not None and not proof.f24:
         raise UsageError(
@@ -80,8 +73,10 @@ class Emitter:
     def __init__(self, graph: Graph, builder: Builder, proofs: dict[str, Proof], profile: Profile) -> None:
         self.graph, self.to, self.proofs, self.profile = graph, builder, proofs, profile
         self.values: dict[str, str] = {}
-        self.counts: dict[str, str] = {}  # group -> float32 [batch, 1]
-        self.masks: dict[str, str | None] = {}  # group -> bool [batch, constituents, 1]; None where all of them exist
+        self.counts: dict[tuple[str, int, int], str] = {}  # group, stride and length -> float32 [batch, 1]
+        self.masks: dict[tuple[str, int, int], str | None] = {}  # the same -> bool [batch, constituents, 1]; None where all of them exist
+        self.numbers: dict[str, str] = {}  # group -> the count of the collection
+        self.windowed = {node.group for node in graph.nodes if isinstance(node, Window)}
 
     def emit(self, node: Node) -> str:
         """The tensor of `node`."""
@@ -98,6 +93,8 @@ class Emitter:
             return self.to.op("Concat", *sources, axis=-1)
         if isinstance(node, Flatten):
             return self._flatten(node, sources[0])
+        if isinstance(node, Window):
+            return self._window(node, sources[0])
         if isinstance(node, Pool | FloatPool):
             return self._pool(node, sources[0])
         assert isinstance(node, Output)
@@ -105,8 +102,9 @@ class Emitter:
 
     def _input(self, node: Input | FloatInput) -> str:
         to, found = self.to, self.profile.read(self.to, node)
-        if found.number is not None:
-            self.counts[node.group], self.masks[node.group] = found.number, found.mask
+        if found.number is not None and node.length is not None:
+            place = (node.group, 1, node.length)
+            self.counts[place], self.masks[place], self.numbers[node.group] = found.number, found.mask, found.number
         f = self.graph.structure[node.name].f
         factor = node.scale if f is None else scaled(node.scale, f)
         t = to.op("Mul", to.op("Sub", found.x, to.constant(node.centre, "centre")), to.constant(factor, "scale"))
@@ -114,7 +112,31 @@ class Emitter:
         if isinstance(node, Input):
             t = to.op("Round", t)
         # A NaN may leave Max, Min and Round as anything: it is replaced last, by its own bits.
-        return to.op("Where", found.missing, to.constant(node.nan, "nan"), t)
+        t = to.op("Where", found.missing, to.constant(node.nan, "nan"), t)
+        if not self.profile.dynamic or node.length is None or node.group not in self.windowed:
+            return t
+        # Windows end where the longest collection does, so every collection is made as long.
+        self.masks[node.group, 1, node.length] = self._below(node.length, 1, self.numbers[node.group])
+        return self._lengthened(t, node.length)
+
+    def _lengthened(self, x: str, length: int) -> str:
+        """Constituents of 0 up to `length` of them."""
+        to = self.to
+        absent = to.op("Sub", to.constant(np.array([length]), "length", np.int64), to.size(x, 1))
+        none, nowhere = (to.constant(np.zeros(k), "pads", np.int64) for k in (1, 4))
+        return to.op("Pad", x, to.op("Concat", nowhere, absent, none, axis=0), to.constant(0.0))
+
+    def _below(self, length: int, stride: int, count: str) -> str:
+        """Which positions start at a constituent that exists: bool [batch, length, 1]."""
+        starts = self.to.constant((np.arange(length) * stride).reshape(1, -1, 1), "starts")
+        return self.to.op("Less", starts, self.to.op("Unsqueeze", count, self.to.constant(np.array([2]), "axes", np.int64)))
+
+    def _place(self, name: str) -> tuple[str, int, int]:
+        """Group, stride and length of a node, for which a count and a mask are held."""
+        found = self.graph.structure[name]
+        assert found.group is not None
+        assert found.length is not None
+        return found.group, found.stride, found.length
 
     def _affine(self, node: Affine | FloatAffine, x: str) -> str:
         to = self.to
@@ -185,34 +207,50 @@ class Emitter:
             total = self.to.op("Add", total, value) if total else value
         return total
 
-    def _kept(self, group: str, x: str, other: str) -> str:
-        """The constituents that exist, and `other` in place of the rest."""
-        mask = self.masks[group]
+    def _kept(self, source: str, x: str, other: str) -> str:
+        """The constituents of node `source` that exist, and `other` in place of the rest."""
+        mask = self.masks[self._place(source)]
         return x if mask is None else self.to.op("Where", mask, x, other)
 
     def _least(self) -> float:
         return -(2.0**25)
 
+    def _dynamic(self, group: str) -> bool:
+        """Whether the axis of its constituents is as long as the collection."""
+        return self.profile.dynamic and group not in self.windowed
+
     def _flatten(self, node: Flatten, x: str) -> str:
         to, length = self.to, self.graph.structure[node.sources[0]].length
-        kept = self._kept(node.group, x, to.constant(0.0))
-        if self.profile.dynamic:
-            absent = to.op("Sub", to.constant(np.array([length]), "length", np.int64), to.size(kept, 1))
-            none, nowhere = (to.constant(np.zeros(k), "pads", np.int64) for k in (1, 4))
-            kept = to.op("Pad", kept, to.op("Concat", nowhere, absent, none, axis=0), to.constant(0.0))
+        assert length is not None
+        kept = self._kept(node.sources[0], x, to.constant(0.0))
+        if self._dynamic(node.group):
+            kept = self._lengthened(kept, length)
         return to.op("Reshape", kept, to.constant(np.array([0, self.graph.structure[node.name].n]), "shape", np.int64))
 
+    def _window(self, node: Window, x: str) -> str:
+        to, (group, stride, length) = self.to, self._place(node.name)
+        kept = self._kept(node.sources[0], x, to.constant(0.0))
+        if node.before or node.after:
+            kept = to.op("Pad", kept, to.constant(np.array([0, node.before, 0, 0, node.after, 0]), "pads", np.int64), to.constant(0.0))
+        neighbours = np.arange(length)[:, None] * node.stride + np.arange(node.kernel)
+        gathered = to.op("Gather", kept, to.constant(neighbours, "neighbours", np.int64), axis=1)
+        if (group, stride, length) not in self.masks:
+            mask = self.masks[group, stride, length] = self._below(length, stride, self.numbers[group])
+            self.counts[group, stride, length] = to.reduce("ReduceSum", to.op("Cast", mask, to=1))
+        return to.op("Reshape", gathered, to.constant(np.array([0, length, self.graph.structure[node.name].n]), "shape", np.int64))
+
     def _pool(self, node: Pool | FloatPool, x: str) -> str:
-        to, count = self.to, self.counts[node.group]
+        to, source = self.to, node.sources[0]
+        count = self.counts[self._place(source)]
         zero = to.constant(0.0)
         if node.kind == "max":
             # Lower than any value; -2**25 is below every integer that passed check_f24.
             least = to.constant(-np.inf if isinstance(node, FloatPool) else self._least())
-            kept = self._kept(node.group, x, least)
-            if self.profile.dynamic:  # one more, so that the maximum of an empty collection exists
+            kept = self._kept(source, x, least)
+            if self._dynamic(node.group):  # one more, so that the maximum of an empty collection exists
                 kept = to.op("Pad", kept, to.constant(np.array([0, 0, 0, 0, 1, 0]), "pads", np.int64), least)
             return to.op("Where", to.op("Greater", count, zero), to.reduce("ReduceMax", kept), zero)
-        total = to.reduce("ReduceSum", self._kept(node.group, x, zero))
+        total = to.reduce("ReduceSum", self._kept(source, x, zero))
         if node.kind == "sum":
             return total
         length = self.graph.structure[node.sources[0]].length

@@ -22,7 +22,7 @@ from hlt_train.certify import Material, export_graph
 from hlt_train.errors import RunFailed, UsageError
 from hlt_train.exporters import Exporter
 from hlt_train.golden import read_golden
-from hlt_train.graph import Fixed, FloatAffine, Graph, Output, Quant, Requant, Round, Window, evaluate, float_input_node, input_node
+from hlt_train.graph import Fixed, FloatAffine, Graph, Output, Quant, Requant, Round, evaluate, float_input_node, input_node
 from hlt_train.progress import Progress
 from hlt_train.regeneration import check_regenerated
 from hlt_train.selftest import run_selftest
@@ -60,7 +60,7 @@ def make(name: str) -> Exporter:
 
 def refused(name: str, graph: Graph, error: UsageError) -> None:
     """A refusal names a node of the graph and what comes nearest."""
-    assert name not in TAKES_ALL or any(isinstance(node, Window) for node in graph.nodes), error
+    assert name not in TAKES_ALL, error
     assert any(error.where == f"node '{node.name}'" and f"'{node.name}'" in error.what for node in graph.nodes), error
     assert error.near, error
 
