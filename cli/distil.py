@@ -159,6 +159,8 @@ def _summary(result: dict[str, Any]) -> str:
     golden = result["golden"]
     if golden is not None:
         rows.append(["golden evaluator, validation", f"cross-entropy {golden['cross_entropy']:.5g}, accuracy {golden['accuracy']:.5g}"])
+        if (post := result["post_training"]) is not None:
+            rows.append(["the warm-up, only quantised", f"cross-entropy {post['cross_entropy']:.5g}, accuracy {post['accuracy']:.5g}"])
         rows.append(["training forward differs in", f"{golden['differing_rows']:,} of {golden['rows']:,} rows"])
         rows.append(["accumulators", f"{golden['accumulator_bits']} bits{', exact in float32' if golden['float32_exact'] else ''}"])
         for name, roles in result["formats"]["layers"].items():

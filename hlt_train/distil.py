@@ -121,6 +121,8 @@ def train_student(study: Study, run: Run, progress: Progress, stop: StopRequest,
         empty = outline(spec, study.inputs)
         network = with_params(empty, checkpoints.to_tree(checkpoints.to_arrays(parameters(network)), parameters(empty), where=str(run.path / "warmup")))
         write_model(run.path, spec)
+    # What training on the grid starts from: the warm-up's network as it is, in the student's formats.
+    post = golden_figures(load_run(run.path / "warmup")._replace(model=network, spec=spec), study.dataset) if warm else None
     started = checkpoints.pointed(run.path, "LAST") is not None
     if spec.precision is not None and not started:
         _check_saturation(study, network, spec)
@@ -129,7 +131,7 @@ def train_student(study: Study, run: Run, progress: Progress, stop: StopRequest,
         check_same(ready, study.mesh, run, inexact=inexact)
         run.write_config(config.stored())
     summary = train(ready, study.mesh, run, progress, restore=restore if started else None)
-    return _report(study, run, {**summary, "warmup_steps": warm})
+    return _report(study, run, {**summary, "warmup_steps": warm}, post)
 
 
 def _write(study: Study, run: Run, main: DistilConfig, spec: ModelSpec, network: Any) -> None:
@@ -204,10 +206,11 @@ def _check_saturation(study: Study, network: Any, spec: ModelSpec) -> dict[str, 
     return found
 
 
-def _report(study: Study, run: Run, summary: dict[str, Any]) -> dict[str, Any]:
-    """Golden figures at BEST; `student.json` is written last and marks a finished student."""
+def _report(study: Study, run: Run, summary: dict[str, Any], post: dict[str, Any] | None) -> dict[str, Any]:
+    """Golden figures at BEST, and those of post-training quantisation beside them; `student.json` is written last and marks a finished student."""
     loaded = load_run(run.path)
     student: dict[str, Any] = {"parameters": summary["parameters"], "teacher": study.figures, "formats": None, "golden": None, "saturation": None}
+    student["post_training"] = post
     precision = precision_of(loaded.spec)
     if precision is not None:
         saturated = _check_saturation(study, loaded.model, loaded.spec)
