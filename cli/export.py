@@ -101,7 +101,19 @@ def _text(result: dict[str, Any]) -> str:
         lines.append(f"widest accumulator: {first['proof'][widest]['acc_bits']} bits in {widest}, proved for every input")
     moved = f"; {flips['integer_inputs_flipped']:.2g} of the integer inputs" if "integer_inputs_flipped" in flips else ""
     lines.append(f"inputs moved by one float32 step flip {flips['decisions_flipped']:.2g} of the decisions{moved}")
+    for name, certificate in result["targets"].items():
+        if "features" in certificate:
+            lines.append(f"{name}: {_features(certificate['features'])}")
     return "\n".join(lines)
+
+
+def _features(found: dict[str, Any]) -> str:
+    """How near what a target computes from branch values is to NumPy."""
+    same = f"{found['compared'] - found['differing']:,} of {found['compared']:,} features"
+    text = f"features.hpp gives {same} as NumPy does, the others within {found['maximal_ulp']} ulp"
+    jumped = f" but for {found['jumped']:,}, where libm decides a jump" if found["jumped"] else ""
+    given = f"; the caller gives {', '.join(found['given'])}" if found["given"] else ""
+    return text + jumped + given
 
 
 def _fpga(estimate: dict[str, Any]) -> str:

@@ -290,6 +290,25 @@ def test_the_command(student: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "nothing is ever overwritten" in capsys.readouterr().err
 
 
+def test_the_features_of_a_header_are_compared_and_reported(student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("export", student, "--to", "cpp", "--out", tmp_path / "a", "--vectors", 600, "-q") == 0
+    said = capsys.readouterr().out
+    found = read_document(tmp_path / "a" / "cpp" / "certificate.json", "hlt-train/certificate", 1)["features"]
+    same, compared = found["compared"] - found["differing"], found["compared"]
+    assert f"cpp: features.hpp gives {same:,} of {compared:,} features as NumPy does, the others within {found['maximal_ulp']} ulp" in said
+    assert (found["libm"], found["given"]) == (["twice"], [])
+    assert found["exact"] == ["jet_mult", "jet_sumzlogz", "jet_width", "jet_tau21", "jet_tau32"]
+    artefact = open_export(tmp_path / "a")
+    assert artefact.target == "cpp"
+    document = json.loads((artefact.path / "features.json").read_text())
+    step = next(step for step in document["program"]["steps"] if step["op"] == "log")
+    step["op"] = "log2"
+    (artefact.path / "features.json").write_text(json.dumps(document))
+    certify_again(artefact.path)
+    with pytest.raises(UsageError, match=r"features\.hpp is not what this program writes"):
+        open_export(tmp_path / "a")
+
+
 def test_the_emulator_is_of_hls4ml(student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("export", student, "--to", "onnx", "--emulator", "--out", tmp_path / "a", "-q") == 2
     said = capsys.readouterr().err

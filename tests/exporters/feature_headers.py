@@ -59,14 +59,14 @@ def text(card: Card, program: Program, namespace: str) -> str:
     return features_header(groups(card), json.loads(json.dumps(program.document(), allow_nan=False)), namespace)
 
 
-def build(directory: Path, cases: Sequence[Case], flags: Sequence[str]) -> ctypes.CDLL:
+def build(directory: Path, cases: Sequence[Case], flags: Sequence[str], compiler: Sequence[str] = ()) -> ctypes.CDLL:
     """Every warning is an error."""
     units = []
     for k, one in enumerate(cases):
         (directory / f"f{k}.hpp").write_text(text(one.card, one.program, f"f{k}"))
         units.append(UNIT.replace("K", f"f{k}").replace("OBJECT", "object, " if one.program.object is not None else ""))
     (directory / "all.cpp").write_text("".join(units))
-    said = compile_cpp(find_compiler(), [directory / "all.cpp"], directory / "all.so", [*flags, *WARNINGS, "-Werror", "-shared", "-fPIC"])
+    said = compile_cpp(compiler or find_compiler(), [directory / "all.cpp"], directory / "all.so", [*flags, *WARNINGS, "-Werror", "-shared", "-fPIC"])
     assert said == ""
     return ctypes.CDLL(str(directory / "all.so"))
 

@@ -41,7 +41,7 @@ from hlt_train.types import Group, Inputs
 from tests import graphs
 from tests.exporters.cpp_nets import WARNINGS
 from tests.exporters.feature_headers import Case, build, case, deviations, text
-from tests.exporters.test_cpp_paths import snippets
+from tests.exporters.test_cpp_paths import ZIG, snippets
 
 CARDS = 6  # of generated expressions
 EACH = 24  # variables of one
@@ -142,17 +142,29 @@ def generated(seed: int = 0) -> list[Case]:
     return made
 
 
-def test_generated_expressions_give_what_the_feed_gives(tmp_path: Path) -> None:
+CHECKED = ["-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
+BUILDS = [
+    (0, (), CHECKED),
+    *(pytest.param(seed, (), CHECKED, marks=pytest.mark.slow) for seed in range(1, 7)),
+    pytest.param(0, ZIG, ["-O2"], marks=pytest.mark.slow),
+    pytest.param(0, (), ["-O3", "-march=native", "-ffp-contract=fast"], marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("seed", "compiler", "flags"), BUILDS)
+def test_generated_expressions_give_what_the_feed_gives(seed: int, compiler: tuple[str, ...], flags: list[str], tmp_path: Path) -> None:
     """One compilation for all of them, in which undefined behaviour ends the process."""
-    cases = generated()
-    library = build(tmp_path, cases, ["-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all"])
+    cases = generated(seed)
+    library = build(tmp_path, cases, flags, compiler)
     compared: dict[str, int] = {}
     for k, one in enumerate(cases):
         for name, found in deviations(library, k, one).items():
             compared[found.origin] = compared.get(found.origin, 0) + found.compared
             allowed = found.compared // JUMPS if found.origin == "jumps" else 0
             assert found.beyond <= allowed, f"{one.card.new_variables[name]} ({found.origin}): {found.beyond} of {found.compared} values differ"
-    assert all(compared[origin] > 1500 for origin in ("exact", "libm", "jumps")), compared
+    assert all(compared[origin] > 1000 for origin in ("exact", "libm", "jumps")), compared
+    if seed != 0:
+        return
     used = {step["op"] for one in cases for step in one.program.steps}
     assert len(used & _ELEMENTWISE) > 0.8 * len(_ELEMENTWISE), _ELEMENTWISE - used
     assert used >= {"where", "filter", "sum", "count", "min", "max", "nth", "sort_desc"}
