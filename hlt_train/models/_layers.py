@@ -25,7 +25,21 @@ from hlt_train.precision.formats import Format, quantise
 from hlt_train.precision.grid import Ints, power
 from hlt_train.types import Features, Group
 
-__all__ = ["ACTIVATIONS", "Activation", "Dense", "Grid", "GroupInput", "LayerFormats", "chain", "check_options", "dense", "fixed_of", "input_of", "run"]
+__all__ = [
+    "ACTIVATIONS",
+    "Activation",
+    "Dense",
+    "Grid",
+    "GroupInput",
+    "LayerFormats",
+    "chain",
+    "check_options",
+    "dense",
+    "fixed_of",
+    "grid_after",
+    "input_of",
+    "run",
+]
 
 Activation = Literal["none", "relu", "tanh", "gelu", "silu"]
 
@@ -225,6 +239,12 @@ def _check_shapes(name: str, formats: LayerFormats, inputs: int, outputs: int) -
         if isinstance(to, FixedFormat) and to.integer is not None and np.ndim(to.f) and np.shape(to.f) not in allowed[role]:
             shapes = " or ".join(str(list(shape)) for shape in allowed[role])
             raise UsageError(f"the {role} of '{name}' take a list of shape {shapes}, found {list(np.shape(to.f))}", where=f"precision.layers.{name}.{role}")
+
+
+def grid_after(layer: Dense, width: int) -> Grid | None:
+    """What the `width` outputs of a layer can be; None for a float layer."""
+    formats = layer.formats
+    return None if formats is None or formats.out is None else Grid.of(formats.out, width)
 
 
 def _check_formats(name: str, formats: LayerFormats) -> None:

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from hlt_train.errors import RunFailed
-from hlt_train.graph import Affine, Concat, Flatten, FloatAffine, FloatPool, Graph, Node, Output, Pool, Quant, Requant, float_input_node, input_node
+from hlt_train.graph import Affine, Concat, Flatten, FloatAffine, FloatPool, Graph, Node, Output, Pool, Quant, Requant, Window, float_input_node, input_node
 from hlt_train.models._layers import Dense, GroupInput, fixed_of
 from hlt_train.models._pooling import Pooling
 from hlt_train.precision.fixed import FixedFormat
@@ -34,6 +34,10 @@ class Lowering:
     def flatten(self, source: str, group: str) -> str:
         """Constituents to one row."""
         return self._add(Flatten(f"{group}_flat", (source,), group))
+
+    def window(self, name: str, source: str, group: str, *, kernel: int, stride: int, before: int, after: int) -> str:
+        """Neighbours one after the other."""
+        return self._add(Window(name, (source,), kernel, stride, before, after, group))
 
     def concat(self, name: str, sources: list[str]) -> str:
         """Sources along the feature axis; nothing is added for a single source."""

@@ -11,11 +11,11 @@ import numpy as np
 
 from hlt_train.errors import UsageError
 from hlt_train.graph import Graph
-from hlt_train.models._layers import Activation, Dense, Grid, GroupInput, chain, check_options, dense, input_of, run
+from hlt_train.models._layers import Activation, Dense, Grid, GroupInput, chain, check_options, dense, grid_after, input_of, run
 from hlt_train.models._lower import Lowering
 from hlt_train.models._pooling import Pooling, pooling
 from hlt_train.precision.config import Precision
-from hlt_train.types import Features, Inputs
+from hlt_train.types import Features, Group, Inputs
 
 __all__ = ["DeepSets", "deepsets"]
 
@@ -56,7 +56,8 @@ def deepsets(
     names = [g.name for g in inputs.groups] + [f"{g.name}_phi_{i}" for g in groups for i in range(len(phi))] + [f"{g.name}_pool" for g in groups]
     if precision is not None:
         precision.check([*names, *(f"rho_{i}" for i in range(len(rho))), "logits"])
-    branches, joined = [], []
+    branches: list[Branch] = []
+    joined: list[tuple[int, Grid | None]] = []
     for index, group in enumerate(inputs.groups):
         step = input_of(group, precision)
         if group.length is None:
@@ -64,22 +65,30 @@ def deepsets(
             joined.append((step.variables, step.grid))
             continue
         layers = chain(f"{group.name}_phi", step.variables, phi, activation, jax.random.fold_in(key, index), step.grid, precision)
-        pooled = pooling(group.name, group.length, pool, _grid_after(layers, phi[-1]), precision)
+        pooled = pooling(group.name, group.length, pool, grid_after(layers[-1], phi[-1]), precision)
         branches.append(Branch(step, layers, pooled))
         joined.append((phi[-1], None if pooled.format is None else Grid.of(pooled.format, phi[-1])))
+    return joined_by(branches, joined, outputs, jax.random.fold_in(key, len(inputs.groups)), rho, activation, dropout, precision)
+
+
+def joined_by(
+    branches: list[Branch],
+    joined: list[tuple[int, Grid | None]],
+    outputs: int,
+    key: jax.Array,
+    rho: tuple[int, ...],
+    activation: Activation,
+    dropout: float,
+    precision: Precision | None,
+) -> DeepSets:
+    """The network of branches that yield so many features on such grids, and the layers `rho_0`, ... and `logits` over all of them."""
     features = sum(n for n, _ in joined)
     grids = [grid for _, grid in joined if grid is not None]
     source = Grid(tuple(v for g in grids for v in g.f), tuple(v for g in grids for v in g.top)) if grids else None
-    key = jax.random.fold_in(key, len(inputs.groups))
     hidden = chain("rho", features, rho, activation, key, source, precision)
-    source = _grid_after(hidden, rho[-1]) if hidden else source
+    source = grid_after(hidden[-1], rho[-1]) if hidden else source
     last = dense("logits", rho[-1] if rho else features, outputs, "none", jax.random.fold_in(key, len(rho)), source, precision, last=True)
     return DeepSets(tuple(branches), (*hidden, last), dropout)
-
-
-def _grid_after(layers: tuple[Dense, ...], width: int) -> Grid | None:
-    formats = layers[-1].formats
-    return None if formats is None or formats.out is None else Grid.of(formats.out, width)
 
 
 class Branch(eqx.Module):
@@ -101,6 +110,13 @@ class Branch(eqx.Module):
             tape |= {name: jnp.where(mask[..., None], value, 0) for name, value in own.items()}
             tape[self.pool.name] = self.pool.accumulate(values, mask, count)
         return self.pool(values, mask, count)
+
+    def lower(self, made: Lowering, group: Group) -> str:
+        """Its nodes; the name of the last."""
+        last = made.input(self.input, group)
+        for layer in self.phi:
+            last = made.dense(layer, last)
+        return last if self.pool is None else made.pool(self.pool, last, group.name)
 
 
 class DeepSets(eqx.Module):
@@ -129,12 +145,7 @@ class DeepSets(eqx.Module):
     def lower(self, inputs: Inputs, names: tuple[str, ...], score: np.ndarray | None) -> Graph:
         """The graph of this network, its normalisation included; arguments as in `MLP.lower`."""
         made = Lowering()
-        joined = []
-        for branch, group in zip(self.branches, inputs.groups, strict=True):
-            last = made.input(branch.input, group)
-            for layer in branch.phi:
-                last = made.dense(layer, last)
-            joined.append(last if branch.pool is None else made.pool(branch.pool, last, group.name))
+        joined = [branch.lower(made, group) for branch, group in zip(self.branches, inputs.groups, strict=True)]
         last = made.concat("features", joined)
         for layer in self.rho:
             last = made.dense(layer, last)

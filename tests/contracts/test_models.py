@@ -26,7 +26,7 @@ from tests.students import NARROW, cells, inputs, normalised, raw, raw_cells
 
 MODELS = plugins.names("models")
 SCORE = np.array([-1, 1], np.int64)
-SMALL: dict[str, dict[str, object]] = {"mlp": {"widths": (16, 8)}, "deepsets": {"phi": (16, 8), "rho": (8,)}}
+SMALL: dict[str, dict[str, object]] = {"mlp": {"widths": (16, 8)}, "deepsets": {"phi": (16, 8), "rho": (8,)}, "conv": {"filters": (8, 6), "rho": (8,)}}
 GROUPS = (("event", 3, None), ("jets", 4, 6), ("tracks", 2, 9))
 
 
@@ -82,7 +82,7 @@ def test_has_a_graph_or_says_that_it_has_none(name: str) -> None:
 
 
 def test_there_are_models_with_a_graph() -> None:
-    assert {"mlp", "deepsets"} <= {name for name in MODELS if refused(name, fixed=False) is None}
+    assert {"mlp", "deepsets", "conv"} <= {name for name in MODELS if refused(name, fixed=False) is None}
 
 
 def build(name: str, described: Inputs, seed: int, precision: Precision | None = None, *, scale: float = 1.0, **options: object) -> eqx.Module:
