@@ -53,8 +53,6 @@ def refuse(graph: Graph) -> None:
         near = ("cpp",)
         if isinstance(node, Pool) and node.kind == "mean":
             raise _refusal(node, "is a mean: alkaid has no division by a number of constituents", ("sum",), "train with pool sum, or export with cpp or onnx")
-        if isinstance(node, Window):
-            raise _refusal(node, "reads neighbours, which this target does not write", near, "export with cpp or onnx")
         if np.abs(f).max(initial=0) > EXPONENT:
             raise _refusal(node, f"has values of 2**-{int(np.abs(f).max())}: alkaid's exponents reach {EXPONENT}", near, "choose another format")
         if not proofs[node.name].f24:  # its constants and weights pass through float32
@@ -174,10 +172,15 @@ def _value(tracing: Any, hardware: Any, graph: Graph, node: Node, sources: list[
         return total
     if isinstance(node, Concat):
         return wrap(np.concatenate([np.asarray(s) for s in sources], axis=-1))
-    if isinstance(node, Flatten):
-        return wrap(_masked(first, valid[node.group], 0.0).ravel())
-    if isinstance(node, Pool):
-        return wrap(_pool(first, valid[node.group], node))
+    if isinstance(node, Flatten | Pool | Window):
+        source = graph.structure[node.sources[0]]
+        exists = np.asarray(valid[node.group])[:: source.stride][: source.length]  # that of the constituent at which a position starts
+        if isinstance(node, Flatten):
+            return wrap(_masked(first, exists, 0.0).ravel())
+        if isinstance(node, Pool):
+            return wrap(_pool(first, exists, node))
+        zero = tracing.FVArray(np.zeros((1, source.n), dtype=object), hwconf=hardware)
+        return wrap(_window(_masked(first, exists, 0.0), np.asarray(zero), node))
     assert isinstance(node, Output)
     return first
 
@@ -231,12 +234,19 @@ def _half_even(variable: Any, f: int) -> Any:
 
 def _masked(values: Any, valid: Any, absent: float | np.ndarray) -> np.ndarray:
     """Values `[length, n]` where the constituent exists, `absent` elsewhere."""
-    array, bits = np.asarray(values), list(np.asarray(valid))
+    array = np.asarray(values)
     absent = np.broadcast_to(absent, array.shape)
     found = np.empty(array.shape, dtype=object)
     for j, k in np.ndindex(*array.shape):
-        found[j, k] = bits[j].msb_mux(array[j, k], float(absent[j, k]))
+        found[j, k] = valid[j].msb_mux(array[j, k], float(absent[j, k]))
     return found
+
+
+def _window(values: np.ndarray, zero: np.ndarray, node: Window) -> np.ndarray:
+    """Masked values `[length, n]` -> the neighbours of every position, `[positions, kernel * n]`. zero: `[1, n]`, what lies outside."""
+    padded = np.concatenate([*[zero] * node.before, values, *[zero] * node.after])
+    starts = range(0, len(padded) - node.kernel + 1, node.stride)
+    return np.array([padded[start : start + node.kernel].ravel() for start in starts], dtype=object)
 
 
 def _pool(values: Any, valid: Any, node: Pool) -> np.ndarray:
@@ -245,8 +255,7 @@ def _pool(values: Any, valid: Any, node: Pool) -> np.ndarray:
     # Where nothing is below 0, absent constituents are 0, and so is the maximum of none.
     least = np.array([min(0.0, *(variable.low for variable in column)) for column in np.asarray(values).T])
     top = _tree(_masked(values, valid, least), lambda a, b: a.max_of(b))
-    some = np.asarray(valid)[0]
-    return np.array([t if low == 0 else some.msb_mux(t, 0.0) for t, low in zip(top, least, strict=True)], dtype=object)
+    return np.array([t if low == 0 else valid[0].msb_mux(t, 0.0) for t, low in zip(top, least, strict=True)], dtype=object)
 
 
 def _tree(rows: np.ndarray, combine: Any) -> np.ndarray:

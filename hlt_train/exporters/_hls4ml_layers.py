@@ -5,7 +5,9 @@ are per element. hls4ml's own derivation of widths is switched off: it narrows a
 then stops short of the format's largest.
 
 Constituents beyond the count are masked by a second input per collection, one bit per constituent: the bit is copied to every feature and multiplied into
-what a `Pool` or `Flatten` reads. A sum is a 1x1 convolution with weights 1 over the transposed constituents.
+what a `Pool`, `Flatten` or `Window` reads; behind a stride, a position has the bit of the constituent that it starts at. A sum is a 1x1 convolution with
+weights 1 over the transposed constituents. An `Affine` behind a `Window` is a Conv1D with the window's kernel, stride and padding; a `Window` that anything
+else reads is one whose weights are 0 and 1.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import numpy as np
 
 from hlt_train.arithmetic import limits
 from hlt_train.errors import UsageError
+from hlt_train.exporters._convolutions import Span, bits_of_positions, masked_groups
 from hlt_train.exporters._hls4ml_types import Type, reduced, spanning, union
 from hlt_train.graph import Add, Affine, Concat, Flatten, Graph, Input, Node, Output, Pool, Requant, Window
 from hlt_train.proof import Proof, prove
@@ -27,6 +30,7 @@ OVERFLOW = {"wrap": "WRAP", "sat": "SAT", "sat_sym": "SAT_SYM"}
 WIDEST = 128  # bits of a type; far below what ap_types holds, far above what a trigger uses
 PORT = 62  # bits of an input or output in one type: the C interface hands int64 over
 FLOAT64 = 53  # bits of a constant: hls4ml keeps weights in float64
+BIT = Type(False, 1, 1)  # of a mask, and of the weights that copy or add
 
 
 class Array(NamedTuple):
@@ -55,7 +59,6 @@ class Layers:
         layers: dictionaries for `ModelGraph.from_layer_list`.
         precisions: layer name -> variable -> type.
         inputs: names of the input layers in the order of the top function: every input of the graph, then the mask of every collection that is masked.
-        masks: group -> name of the input layer of its mask.
         arrays: node name -> its value.
         output: the value of the Output.
     """
@@ -64,8 +67,9 @@ class Layers:
         self.graph = graph
         self.layers: list[dict[str, Any]] = []
         self.precisions: dict[str, dict[str, Type]] = {}
-        self.masks: dict[str, str] = {}
+        self._masks: dict[str, Array] = {}
         self.arrays: dict[str, Array] = {}
+        self._before: dict[str, tuple[Array, Span]] = {}  # what a window reads, and how
         self._masked: dict[str, Array] = {}
         self.proofs = prove(graph)
         self._read_inputs()
@@ -78,17 +82,16 @@ class Layers:
     @property
     def inputs(self) -> list[str]:
         """Names of the input layers."""
-        return [*(self.arrays[node.name].layer for node in self.graph.inputs), *self.masks.values()]
+        return [*(self.arrays[node.name].layer for node in self.graph.inputs), *(mask.layer for mask in self._masks.values())]
 
     def _read_inputs(self) -> None:
-        masked = {node.group for node in self.graph.nodes if isinstance(node, Pool | Flatten)}
+        masked = masked_groups(self.graph)
         for node in self.graph.inputs:
             self.arrays[node.name] = self._input(node, self._type(node), len(node.variables), node.length)
             self._port(node)
         for node in self.graph.inputs:
-            if node.length is not None and node.group in masked:
-                mask = self._input(node, Type(False, 1, 1), 1, node.length, "valid")
-                self.masks[node.group] = mask.layer
+            if node.group in masked:
+                self._masks[node.group] = self._input(node, BIT, 1, node.length, "valid")
 
     def _port(self, node: Node) -> None:
         width = self.arrays[node.name].type.width
@@ -129,7 +132,7 @@ class Layers:
         if isinstance(node, Pool):
             return self._pool(node, sources[0])
         if isinstance(node, Window):
-            raise refuse(node, "reads neighbours, which this target does not write", then="export with cpp or onnx")
+            return self._window(node, sources[0])
         assert isinstance(node, Output)
         return sources[0]
 
@@ -144,13 +147,25 @@ class Layers:
         sums = self._sums(node, self.proofs[node.sources[0]])
         w, b = np.ldexp(node.w.astype(np.float64), -exponent.astype(np.int32)), np.ldexp(node.b.astype(np.float64), -node.f.astype(np.int32))
         outputs = node.w.shape[1]
-        acc = self._linear(node, source, w, b, sums, outputs)
+        if source.length is None:
+            acc = self._dense(node, source, w, b, sums)
+        else:
+            read, span = self._before.get(node.sources[0], (source, Span()))
+            acc = self._conv(node, read, w.reshape(span.kernel, read.n, outputs), b, sums, span)
         self.precisions[acc.layer] |= types
         if not node.relu:
             return acc
-        return self._layer(
-            node, "Activation", [acc.layer], self._type(node), outputs, source.length, "relu", activation="relu", n_in=outputs * (source.length or 1)
-        )
+        return self._layer(node, "Activation", [acc.layer], self._type(node), outputs, acc.length, "relu", activation="relu", n_in=outputs * (acc.length or 1))
+
+    def _window(self, node: Window, source: Array) -> Array:
+        """Left to the Affines that read it; where something else does, a convolution that copies every neighbour."""
+        span = Span(node.kernel, node.stride, node.before, node.after)
+        masked = self._mask(node, node.group, source, node.sources[0])
+        self._before[node.name] = masked, span
+        n, form = span.kernel * source.n, self.graph.structure[node.name]
+        if all(isinstance(reader, Affine) for reader in self.graph.nodes if node.name in reader.sources):
+            return Array("", source.type, n, form.length)
+        return self._copy(node, masked, np.eye(n).reshape(span.kernel, source.n, n), span, "")
 
     def _sums(self, node: Affine, source: Proof) -> Type:
         """The type of every partial sum, in any order."""
@@ -158,18 +173,29 @@ class Layers:
         bound = most @ np.abs(node.w) + np.abs(node.b)
         return spanning(-bound, bound, node.f)
 
-    def _linear(self, node: Node, source: Array, w: np.ndarray, b: np.ndarray, sums: Type, outputs: int, suffix: str = "") -> Array:
-        """A Dense of scalars, or a 1x1 convolution of constituents. w: `[n, outputs]`."""
-        common = {"use_bias": True, "bias_data": b, "activation": "linear", "trace": False}
-        if source.length is None:
-            acc = self._layer(node, "Dense", [source.layer], sums, outputs, None, suffix, n_in=source.n, n_out=outputs, weight_data=w, **common)
-        else:
-            width = source.length
-            shape = {"in_width": width, "out_width": width, "n_chan": source.n, "n_filt": outputs, "filt_width": 1, "stride_width": 1}
-            padding = {"pad_left": 0, "pad_right": 0, "padding": "valid", "data_format": "channels_last"}
-            acc = self._layer(node, "Conv1D", [source.layer], sums, outputs, width, suffix, weight_data=w[None], **shape, **padding, **common)
+    def _dense(self, node: Node, source: Array, w: np.ndarray, b: np.ndarray, sums: Type) -> Array:
+        """Scalars. w: `[n, outputs]`."""
+        n_in, n_out = w.shape
+        return self._linear(node, "Dense", source, sums, n_out, None, "", n_in=n_in, n_out=n_out, weight_data=w, bias_data=b)
+
+    def _conv(self, node: Node, source: Array, w: np.ndarray, b: np.ndarray, sums: Type, span: Span, suffix: str = "") -> Array:
+        """Constituents. w: `[kernel, n, outputs]`."""
+        assert source.length is not None
+        width, outputs = span.positions(source.length), w.shape[2]
+        shape = {"in_width": source.length, "out_width": width, "n_chan": source.n, "n_filt": outputs, "filt_width": span.kernel, "stride_width": span.stride}
+        padding = {"pad_left": span.before, "pad_right": span.after, "padding": "valid", "data_format": "channels_last"}
+        return self._linear(node, "Conv1D", source, sums, outputs, width, suffix, weight_data=w, bias_data=b, **shape, **padding)
+
+    def _linear(self, node: Node, kind: str, source: Array, sums: Type, n: int, length: int | None, suffix: str, **attributes: Any) -> Array:
+        acc = self._layer(node, kind, [source.layer], sums, n, length, suffix, use_bias=True, activation="linear", trace=False, **attributes)
         self.precisions[acc.layer]["accum"] = sums
         return acc
+
+    def _copy(self, node: Node, source: Array, w: np.ndarray, span: Span, suffix: str, sums: Type | None = None) -> Array:
+        """A convolution whose weights are 0 and 1."""
+        found = self._conv(node, source, w, np.zeros(w.shape[2]), sums or source.type, span, suffix)
+        self.precisions[found.layer] |= {"weight": BIT, "bias": BIT}
+        return found
 
     def _requant(self, node: Requant, source: Array) -> Array:
         quant = node.quant
@@ -217,16 +243,20 @@ class Layers:
         return self._layer(node, "Reshape", [source.layer], source.type, n, None, "flat", target_shape=[n])
 
     def _mask(self, node: Node, group: str, source: Array, name: str) -> Array:
-        """The source with zeros at index >= count."""
+        """The source with zeros at positions that do not exist."""
         if name not in self._masked:
-            valid = Array(self.masks[group], Type(False, 1, 1), 1, source.length)
-            copied = valid
-            if source.n > 1:
-                bit = Type(False, 1, 1)
-                copied = self._linear(node, valid, np.ones((1, source.n)), np.zeros(source.n), bit, source.n, "copy")
-                self.precisions[copied.layer] |= {"weight": bit, "bias": bit}
+            copied = self._valid(node, group, name)
             self._masked[name] = self._layer(node, "Merge", [source.layer, copied.layer], source.type, source.n, source.length, "masked", op="multiply")
         return self._masked[name]
+
+    def _valid(self, node: Node, group: str, name: str) -> Array:
+        """A bit for every feature of every position of node `name`."""
+        valid, form = self._masks[group], self.graph.structure[name]
+        assert valid.length is not None
+        if (form.n, form.length) == (1, valid.length):
+            return valid
+        span, w = bits_of_positions(valid.length, form)
+        return self._copy(node, valid, w[:, None, :].astype(np.float64), span, "copy")
 
     def _pool(self, node: Pool, source: Array) -> Array:
         if node.kind == "mean":
@@ -244,8 +274,6 @@ class Layers:
             return top
         masked = self._mask(node, node.group, source, node.sources[0])
         turned = self._layer(node, "Transpose", [masked.layer], source.type, source.length, source.n, "turned", perm=[1, 0])
-        bit = Type(False, 1, 1)
         sums = Type(source.type.signed, source.type.width + source.length.bit_length(), source.type.integer + source.length.bit_length())
-        total = self._linear(node, turned, np.ones((source.length, 1)), np.zeros(1), sums, 1, "sum")
-        self.precisions[total.layer] |= {"weight": bit, "bias": bit}
+        total = self._copy(node, turned, np.ones((1, source.length, 1)), Span(), "sum", sums)
         return self._reshape(node, total, source.n)

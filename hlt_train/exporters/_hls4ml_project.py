@@ -79,7 +79,7 @@ def _hls_config(layers: Layers) -> dict[str, Any]:
         name = layer["name"]
         by_name[name] = {"Precision": {k: str(v) for k, v in layers.precisions[name].items()}, "ReuseFactor": 1, "Strategy": "Latency"}
         if layer["class_name"] == "Conv1D":  # every constituent in the same clock cycle
-            by_name[name]["ParallelizationFactor"] = layer["in_width"]
+            by_name[name]["ParallelizationFactor"] = layer["out_width"]
     # BitExact is hls4ml's own derivation of widths (see `_hls4ml_layers`).
     return {"Model": {"Precision": "fixed<16,6>", "ReuseFactor": 1, "Strategy": "Latency", "BitExact": False}, "LayerName": by_name}
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from hlt_train import files
+from hlt_train.exporters._convolutions import masked_groups
 from hlt_train.exporters._grid import input_integers, read_graph
 from hlt_train.golden import read_golden
-from hlt_train.graph import Pool
-from hlt_train.nodes import Flatten
 from hlt_train.types import Features
 
 __all__ = ["write_testbench"]
@@ -28,7 +27,7 @@ def write_testbench(directory: Path) -> None:
     x = Features({k: v[rows] for k, v in golden.x.groups.items()}, {k: v[rows] for k, v in golden.x.counts.items()})
     integers = input_integers(graph, x)
     columns = [_real(integers[node.group], graph.structure[node.name].f).reshape(len(rows), -1) for node in graph.inputs]
-    masked = {node.group for node in graph.nodes if isinstance(node, Pool | Flatten)}
+    masked = masked_groups(graph)
     columns += [np.arange(node.length) < x.counts[node.group][:, None] for node in graph.inputs if node.length is not None and node.group in masked]
     outputs = _real(golden.outputs[rows], graph.structure[graph.output.name].f)
     (directory / "tb_data").mkdir(exist_ok=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hlt_train.errors import UsageError
-from hlt_train.graph import Add, Concat, FloatAffine, FloatInput, FloatPool, Graph, Node, Output, Requant
+from hlt_train.graph import Add, Concat, FloatAffine, FloatInput, FloatPool, Graph, Node, Output, Requant, Window
 
 __all__ = ["graph_form", "is_chain", "refuse", "sequential_form"]
 
@@ -40,6 +40,9 @@ def refuse(graph: Graph) -> None:
                 raise _refusal(
                     node, f"is a {node.kind}, and lwtnn only sums over a sequence", ("sum", "onnx", "cpp"), "train with pool sum, or export with onnx"
                 )
+        elif isinstance(node, Window):
+            then = "train a set network with pool sum, whose layers see one constituent at a time, or export with onnx or cpp"
+            raise _refusal(node, "reads neighbours, and lwtnn has no convolution over a sequence", ("sum", "onnx", "cpp"), then)
         elif isinstance(node, Add | Concat):
             if sequence:
                 raise _refusal(node, "combines sequences, and lwtnn combines vectors only", ("onnx", "cpp"), "export with onnx or cpp")

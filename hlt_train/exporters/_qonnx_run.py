@@ -35,9 +35,9 @@ def _batch(model: Any, n: int) -> None:
 
 
 def load(directory: Path) -> Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], np.ndarray]:
-    """The network as a function: integers of the input step by group, int64 `[n, n_vars]`, and counts, which are not used -> int64 logits `[n, outputs]`.
+    """The network as a function: integers of the input step by group, int64 `[n, n_vars]` or `[n, length, n_vars]`, and counts by group, `[n]` -> logits.
 
-    The integers are those of `graph.json`: value * 2**f of each variable.
+    The integers are those of `graph.json`: value * 2**f of each variable. Logits are int64 `[n, outputs]`. Constituents at index >= count may be anything.
     """
     import onnx
     from qonnx.core.modelwrapper import ModelWrapper
@@ -53,8 +53,15 @@ def load(directory: Path) -> Callable[[Mapping[str, np.ndarray], Mapping[str, np
         return found
 
     def evaluate(integers: Mapping[str, np.ndarray], counts: Mapping[str, np.ndarray]) -> np.ndarray:
-        del counts
-        values = {group["input"]: np.ldexp(integers[group["name"]].astype(np.float32), -np.array(group["f"], np.int32)) for group in groups}
+        values = {}
+        for group in groups:
+            array = np.ldexp(integers[group["name"]].astype(np.float32), -np.array(group["f"], np.int32))
+            if group["length"] is not None:  # features first, as in the model
+                array = np.ascontiguousarray(array.transpose(0, 2, 1)[:, :, None, :])
+            values[group["input"]] = array
+            if group["valid"] is not None:
+                exists = np.arange(group["length"]) < np.asarray(counts[group["name"]])[:, None]
+                values[group["valid"]] = exists[:, None, None, :].astype(np.float32)
         n = len(next(iter(values.values())))
         parts = [run({name: array[k : k + ROWS] for name, array in values.items()}) for k in range(0, n, ROWS)]
         logits = np.ldexp(np.concatenate(parts).astype(np.float64), exponents)

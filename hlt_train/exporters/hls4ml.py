@@ -13,6 +13,7 @@ from hlt_train import files
 from hlt_train.errors import RunFailed, UsageError, nearest
 from hlt_train.exporters import Exporter, _hls4ml_run
 from hlt_train.exporters._compiler import find_compiler, version
+from hlt_train.exporters._convolutions import masked_groups
 from hlt_train.exporters._cpp_text import identifiers
 from hlt_train.exporters._grid import Evaluate, input_integers, only_exact, read_graph, timed, write_graph
 from hlt_train.exporters._hls4ml_bridge import c_interface, emulator, makefile
@@ -60,7 +61,7 @@ def hls4ml(
         only_exact(graph, "hls4ml")
         layers = Layers(graph)
         project = write_project(layers, directory, name, backend=backend, part=part, clock_ns=clock_ns, namespace=f"hls4ml_{name}" if emulator else "")
-        _write_interface(graph, layers, project, directory, name, emulator=emulator)
+        _write_interface(graph, project, directory, name, emulator=emulator)
         return {
             "target": "hls4ml",
             "bit_exact": True,
@@ -105,9 +106,9 @@ def hls4ml(
     return Exporter(write, load, latency, artefacts, write_testbench, local=("compiler",), data=("tb_data/",))
 
 
-def _write_interface(graph: Graph, layers: Layers, project: Project, directory: Path, name: str, *, emulator: bool) -> None:
+def _write_interface(graph: Graph, project: Project, directory: Path, name: str, *, emulator: bool) -> None:
     write_graph(graph, directory)
-    masked = list(layers.masks)
+    masked = masked_groups(graph)
     groups = [{"name": node.group, "variables": list(node.variables), "length": node.length} for node in graph.inputs]
     arguments = [{"type": port.type.cpp, "size": port.size, "reads": what} for port, what in zip(project.inputs, _reads(graph, masked), strict=True)]
     content = {

@@ -1,6 +1,7 @@
-"""Target `qonnx`: a QONNX model of a multilayer perceptron, exact in qonnx's executor and as hls4ml reads it.
+"""Target `qonnx`: a QONNX model of a perceptron, a set network or a 1-D convolution, exact in qonnx's executor and as hls4ml reads it.
 
-It starts at the integers of the input step (`docs/numbers.md`, section 2), handed over as real values on their grid. See `docs/fpga.md`.
+It starts at the integers of the input step (`docs/numbers.md`, section 2), handed over as real values on their grid; which constituents exist is an input of
+its own. See `docs/fpga.md`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _CALLS = 100
 
 
 def qonnx() -> Exporter:
-    """QONNX for hls4ml and FINN: perceptrons with one format per layer; starts at the integers of the input step."""
+    """QONNX for hls4ml and FINN: one format per layer; starts at the integers of the input step."""
     return Exporter(_write, _load, _latency, ("interface.json", "model.onnx", "run.py", "selftest.py"))
 
 
@@ -44,7 +45,14 @@ def _write(graph: Graph, directory: Path) -> dict[str, Any]:
     )
     files.write_bytes(directory / "model.onnx", proto.SerializeToString())
     groups = [
-        {"name": node.group, "input": model.inputs[node.group], "variables": list(node.variables), "length": None, "f": _exponents(graph, node.name)}
+        {
+            "name": node.group,
+            "input": model.inputs[node.group],
+            "valid": model.masks.get(node.group),
+            "variables": list(node.variables),
+            "length": node.length,
+            "f": _exponents(graph, node.name),
+        }
         for node in graph.inputs
     ]
     content = {"groups": groups, "outputs": list(graph.output.names), "outputs_f": f.tolist(), "input_types": types}

@@ -25,6 +25,7 @@ from hlt_train.selftest import run_selftest
 from hlt_train.types import Features
 from hlt_train.vectors import vectors
 from tests import graphs
+from tests.exporters import hls4ml_nets as nets
 from tests.exporters.changes import move_threshold
 
 QUIET = Progress(quiet=True)
@@ -87,6 +88,7 @@ STUDENTS: dict[str, Callable[[], Graph]] = {
     "sum": lambda: sets_student("sum"),
     "max": lambda: sets_student("max"),
     "residual": residual_student,
+    "convolution": lambda: nets.convolution(8, 3, 4),
 }
 
 
@@ -125,6 +127,19 @@ def test_students_are_exact_on_many_vectors(tmp_path: Path, name: str) -> None:
     assert differing(STUDENTS[name](), tmp_path, 100_000, seed=1) == 0
 
 
+@pytest.mark.parametrize("seed", [*range(8), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(8, 100))])
+def test_windows_of_every_kind(tmp_path: Path, seed: int) -> None:
+    """Kernels, strides and padding one behind the other, with and without an Affine between them."""
+    graph = nets.tame(graphs.wild_windows(seed))
+    try:
+        assert differing(graph, tmp_path, 2000) == 0
+    except UsageError as error:  # more bits than alkaid adds
+        assert "exact up to 24" in error.what
+        return
+    x = vectors(graph, n=1000, seed=3).x
+    assert np.array_equal(reader(tmp_path).run(tmp_path, x.groups, x.counts), evaluate(graph, x))
+
+
 def test_weights_on_signed_bits(tmp_path: Path) -> None:
     """A signed format of one bit has the values 0 and -1: alkaid 0.8.2 sums single bits in tables that know 0 and 1 only."""
     rng = np.random.default_rng(8)
@@ -136,18 +151,19 @@ def test_weights_on_signed_bits(tmp_path: Path) -> None:
     assert differing(ends(rng, nodes, "act", 14, 2), tmp_path, 4000) == 0
 
 
-def test_what_is_absent_does_not_matter(tmp_path: Path) -> None:
-    graph = sets_student("max")
+@pytest.mark.parametrize("name", ["max", "convolution"])
+def test_what_is_absent_does_not_matter(tmp_path: Path, name: str) -> None:
+    graph = STUDENTS[name]()
     exporter = alkaid()
     exporter.write(graph, tmp_path)
     x = graphs.features(graph, 300)
     other = {k: v.copy() for k, v in x.groups.items()}
-    absent = np.arange(16) >= x.counts["jets"][:, None]
+    absent = np.arange(x.groups["jets"].shape[1]) >= x.counts["jets"][:, None]
     assert absent.any()
     other["jets"][absent] = 1
     run = exporter.load(tmp_path)
     assert np.array_equal(run(x), run(Features(other, x.counts)))
-    assert run(Features({k: v[:0] for k, v in x.groups.items()}, {k: v[:0] for k, v in x.counts.items()})).shape == (0, 3)
+    assert run(Features({k: v[:0] for k, v in x.groups.items()}, {k: v[:0] for k, v in x.counts.items()})).shape == (0, len(graph.output.names))
 
 
 # --------------------------------------------------------------------------------------------------------------- files, estimates, refusals
@@ -179,6 +195,11 @@ def test_every_certificate_has_the_estimate(tmp_path: Path) -> None:
     certificate = export_graph(Material(graph), {"onnx": onnx()}, tmp_path / "out", n_vectors=500, progress=QUIET)["onnx"]
     assert certificate["fpga"] == estimate(graph)
     assert certificate["fpga"]["luts"] > 100
+    convolution = nets.convolution(8, 3, 4)
+    assert operations(convolution) > 9 * 3 * 8 * 0.5  # by the weights that are not 0, at every position
+    found = estimate(convolution)
+    assert isinstance(found, dict)
+    assert found["luts"] > 1000
     large = graphs.mlp(0, widths=(60, 60))
     assert operations(large) > LARGE
     assert f"limit {LARGE:,}" in str(estimate(large))

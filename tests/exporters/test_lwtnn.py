@@ -203,6 +203,8 @@ def with_input(**change: np.ndarray) -> Graph:
         (lambda: sets(kind="mean"), "pool", "is a mean", "sum"),
         (lambda: mlp("gelu"), "dense0", "activation gelu", "silu"),
         (lambda: graphs.float_mlp(1), "max", "is a max", "sum"),
+        (lambda: graphs.float_convolution(1), "near", "reads neighbours, and lwtnn has no convolution", "sum"),
+        (lambda: graphs.convolution(1), "conv0_act", "no rounding", "cpp"),
         (lambda: with_input(hi=np.full(3, np.inf, f32)), "in", "no finite clip of 'event_0'", "onnx"),
         (lambda: with_input(nan=np.full(3, 7, f32)), "in", "NaN of 'event_0'", "onnx"),
     ],
