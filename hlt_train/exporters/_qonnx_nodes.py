@@ -149,8 +149,16 @@ class Model:
             valid = self.masks[node.group] = f"{name}_valid"
             self._shapes[valid] = [1, 1, 1, shape[3]]
             self.input_types[valid] = BIT
-            self._valid[node.group] = self._quant("valid_quant", valid, BIT, self._shapes[valid])
-        return self._quant("quant", name, type_, shape)
+            self._valid[node.group] = self._first(node, "valid_", valid, BIT)
+        return self._first(node, "", name, type_)
+
+    def _first(self, node: Input, prefix: str, name: str, type_: Type) -> str:
+        """An input behind its Quant. One of a single channel has a single reader, a Conv of weight 1: hls4ml turns it once for every reader that it has."""
+        shape = self._shapes[name]
+        found = self._quant(f"{prefix}quant", name, type_, shape)
+        if len(shape) == 2 or shape[1] > 1:
+            return found
+        return self._quant(f"{prefix}one", self._copy(node, f"{prefix}same", found, np.ones((1, 1), np.int64), Span(), shape), type_, shape)
 
     def _affine(self, node: Affine, source: str, shape: list[int]) -> str:
         before = self.graph.structure[node.sources[0]]

@@ -85,13 +85,13 @@ def test_the_modes_of_a_row_matter(row: Row) -> None:
 # ------------------------------------------------------------------------------------------------------------------------------------ refusals
 
 
-REFUSING = [name for name, target in TARGETS.items() if not target.takes_floats or any(target.refuses(row) for row in covering())]
+REFUSING = [name for name, target in TARGETS.items() if set(FLOATS) - set(target.floats) or any(target.refuses(row) for row in covering())]
 
 
 @pytest.mark.parametrize("name", REFUSING)
 def test_what_a_target_refuses_is_refused_by_node_with_an_alternative(tmp_path: Path, name: str) -> None:
     target = TARGETS[name]
-    networks = [graph_of(row) for row in covering() if target.refuses(row)] + [float_graph(network) for network in FLOATS if not target.takes_floats]
+    networks = [graph_of(row) for row in covering() if target.refuses(row)] + [float_graph(network) for network in FLOATS if network not in target.floats]
     for k, graph in enumerate(networks):
         directory = tmp_path / str(k)
         directory.mkdir()

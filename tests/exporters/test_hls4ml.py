@@ -48,7 +48,7 @@ def differing(directory: Path, graph: Graph, n: int) -> int:
 
 
 @pytest.mark.parametrize("n", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("net", ["modes", "mlp", "deepsets"])
+@pytest.mark.parametrize("net", ["modes", "mlp", "deepsets", "convolution"])
 def test_each_family_is_exact(tmp_path: Path, net: str, n: int) -> None:
     assert differing(tmp_path, getattr(nets, net)(), n) == 0
 
@@ -57,6 +57,13 @@ def test_each_family_is_exact(tmp_path: Path, net: str, n: int) -> None:
 @pytest.mark.parametrize("seed", range(24))
 def test_wild_graphs(tmp_path: Path, seed: int) -> None:
     assert differing(tmp_path, nets.tame(graphs.wild(seed)), 3000) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(24))
+def test_windows_of_every_kind(tmp_path: Path, seed: int) -> None:
+    """Kernels, strides and padding one behind the other, with and without an Affine between them."""
+    assert differing(tmp_path, nets.tame(graphs.wild_windows(seed)), 3000) == 0
 
 
 @pytest.mark.slow

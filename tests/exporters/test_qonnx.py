@@ -20,9 +20,10 @@ from hlt_train.certify import Material, export_graph
 from hlt_train.errors import RunFailed, UsageError
 from hlt_train.exporters._grid import input_integers
 from hlt_train.exporters.qonnx import qonnx
-from hlt_train.graph import Affine, Concat, Fixed, Graph, Output, Quant, Requant, evaluate, input_node
+from hlt_train.graph import Affine, Concat, Fixed, Graph, Output, Pool, Quant, Requant, evaluate, input_node
 from hlt_train.progress import Progress
 from hlt_train.selftest import run_selftest
+from hlt_train.types import Features
 from hlt_train.vectors import vectors
 from tests import graphs
 from tests.exporters import hls4ml_nets as nets
@@ -44,6 +45,23 @@ def differing(directory: Path, graph: Graph, n: int) -> int:
 @pytest.mark.parametrize("residual", [False, True])
 def test_perceptrons_are_exact_in_qonnx_s_executor(tmp_path: Path, rounding: str, over: str, residual: bool, n: int) -> None:
     assert differing(tmp_path, nets.mlp(rounding=rounding, residual=residual, uniform=True, over=over), n) == 0
+
+
+@pytest.mark.parametrize("n", [5000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("windows", [False, True])
+def test_constituents_are_exact_in_qonnx_s_executor(tmp_path: Path, windows: bool, n: int) -> None:
+    """Convolutions of kernel 1; and of more, with a stride, a residual and a window that is read as it is."""
+    assert differing(tmp_path, nets.uniform(windows=windows), n) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_windows_of_every_kind(tmp_path: Path, seed: int) -> None:
+    """Kernels, strides and padding one behind the other, with and without an Affine between them."""
+    graph = nets.wild_uniform(seed)
+    assert differing(tmp_path, graph, 2000) == 0
+    x = vectors(graph, n=2000, seed=2).x
+    assert np.array_equal(as_read(tmp_path, graph, x, cleaned=False), evaluate(graph, x))
 
 
 def simple(*, quant: Quant | None = None, bits: int = 4, f: int = 7, relu: bool = False) -> Graph:
@@ -68,34 +86,61 @@ def test_formats_on_either_side_of_the_point(tmp_path: Path, signed: bool, f: in
     assert differing(tmp_path, simple(quant=Quant(Fixed(signed, 5 - f, f), "floor", "sat_sym"), f=max(f, 0)), 3000) == 0
 
 
+def as_read(directory: Path, graph: Graph, x: Features, *, cleaned: bool) -> np.ndarray:
+    """What hls4ml makes of an exported model, compiled and run: int64 `[n, outputs]`."""
+    import hls4ml
+    from qonnx.core.modelwrapper import ModelWrapper
+    from qonnx.transformation.channels_last import ConvertToChannelsLastAndClean
+    from qonnx.transformation.general import GiveUniqueNodeNames
+    from qonnx.util.cleanup import cleanup_model
+
+    interface = json.loads((directory / "interface.json").read_text())
+    lengthy = any(node.length is not None for node in graph.inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = ModelWrapper(str(directory / "model.onnx"))
+        if cleaned or lengthy:
+            model = cleanup_model(model)
+        if lengthy:
+            model = model.transform(ConvertToChannelsLastAndClean(make_input_channels_last=False)).transform(GiveUniqueNodeNames())
+        config = hls4ml.utils.config_from_onnx_model(model, granularity="name", backend="Vitis", default_precision="fixed<16,6>")
+        order = [*(group["input"] for group in interface["groups"]), *(group["valid"] for group in interface["groups"] if group["valid"])]
+        for value, name in zip(model.graph.input, order, strict=True):  # cleaning up gives them other names
+            config["LayerName"][value.name]["Precision"]["result"] = interface["input_types"][name].replace("ap_", "").replace("AP_", "")
+        project = str(directory / "project")
+        read = hls4ml.converters.convert_from_onnx_model(model, output_dir=project, backend="Vitis", io_type="io_parallel", hls_config=config)
+        read.compile()
+    integers, given = input_integers(graph, x), {}
+    for group, node in zip(interface["groups"], graph.inputs, strict=True):
+        f = graph.structure[node.name].f
+        assert f is not None
+        values = np.ldexp(integers[node.group].astype(np.float64), -f.astype(np.int32))
+        given[group["input"]] = values if node.length is None else values.transpose(0, 2, 1)[:, :, None, :]
+        if group["valid"] is not None:
+            given[group["valid"]] = (np.arange(node.length) < x.counts[node.group][:, None]).astype(np.float64)[:, None, None, :]
+    inputs = [np.ascontiguousarray(given[name]) for name in order]
+    found = read.predict(inputs[0] if len(inputs) == 1 else inputs)
+    f_out = graph.structure["out"].f
+    assert f_out is not None
+    integers_out: np.ndarray = np.ldexp(found, f_out.astype(np.int32))
+    return integers_out
+
+
 @pytest.mark.parametrize(("over", "rounding"), [("sat", "half_even"), pytest.param("sat_sym", "floor", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cleaned", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_hls4ml_reads_the_same_integers(tmp_path: Path, over: str, rounding: str, cleaned: bool) -> None:
-    import hls4ml
-    from qonnx.core.modelwrapper import ModelWrapper
-    from qonnx.util.cleanup import cleanup_model
-
     graph = nets.mlp(rounding=rounding, uniform=True, over=over)
     qonnx().write(graph, tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model = ModelWrapper(str(tmp_path / "model.onnx"))
-        model = cleanup_model(model) if cleaned else model
-        config = hls4ml.utils.config_from_onnx_model(model, granularity="name", backend="Vitis", default_precision="fixed<16,6>")
-        types = json.loads((tmp_path / "interface.json").read_text())["input_types"]
-        ((name, type_),) = types.items()
-        config["LayerName"][model.graph.input[0].name]["Precision"]["result"] = type_.replace("ap_", "").replace("AP_", "")
-        assert cleaned or model.graph.input[0].name == name
-        project = str(tmp_path / "project")
-        read = hls4ml.converters.convert_from_onnx_model(model, output_dir=project, backend="Vitis", io_type="io_parallel", hls_config=config)
-        read.compile()
     x = vectors(graph, n=5000, seed=2).x
-    f_in, f_out = graph.structure["in"].f, graph.structure["out"].f
-    assert f_in is not None
-    assert f_out is not None
-    values = np.ldexp(input_integers(graph, x)["event"].astype(np.float64), -f_in.astype(np.int32))
-    found = np.ldexp(read.predict(np.ascontiguousarray(values)), f_out.astype(np.int32))
-    assert np.array_equal(found, evaluate(graph, x))
+    assert np.array_equal(as_read(tmp_path, graph, x, cleaned=cleaned), evaluate(graph, x))
+
+
+@pytest.mark.parametrize("windows", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_hls4ml_reads_convolutions(tmp_path: Path, windows: bool) -> None:
+    graph = nets.uniform(windows=windows)
+    qonnx().write(graph, tmp_path)
+    x = vectors(graph, n=5000, seed=2).x
+    assert np.array_equal(as_read(tmp_path, graph, x, cleaned=True), evaluate(graph, x))
 
 
 # ---------------------------------------------------------------------------------------------------------------------------------- refusals
@@ -108,6 +153,13 @@ def concatenated() -> Graph:
     return Graph((*nodes, Output("out", ("last",), ("a", "b"), "none")))
 
 
+def pooled(kind: str) -> Graph:
+    """The pool called "sum", of values of either sign, is a mean or a maximum instead."""
+    quant = Quant(Fixed(True, 2, 3), "floor", "sat") if kind == "mean" else None
+    graph = nets.uniform(windows=False)
+    return Graph(tuple(dataclasses.replace(n, kind=kind, quant=quant) if n.name == "sum" and isinstance(n, Pool) else n for n in graph.nodes))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("graph", "node", "what", "near"),
     [
@@ -118,7 +170,8 @@ def concatenated() -> Graph:
         (simple(quant=Quant(Fixed(False, 0, 0), "floor", "sat")), "act", "format of 0 bits", "hls4ml"),
         (simple(bits=22), "dense", "more than qonnx's float32 executor adds exactly", "hls4ml"),
         (concatenated(), "both", "no counterpart", "hls4ml"),
-        (graphs.deepsets(0), "in_jets", "yields constituents of 'jets'", "hls4ml"),
+        (pooled("mean"), "sum", "divides by the number of constituents", "sum"),
+        (pooled("max"), "sum", "'phi1_act' can be negative", "sum"),
         (graphs.float_mlp(0), "in_jets", "float32", "onnx"),
     ],
 )
