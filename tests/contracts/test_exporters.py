@@ -43,7 +43,7 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "convolution": lambda: graphs.convolution(0),
     **{f"wild {seed}": (lambda seed=seed: graphs.wild(seed)) for seed in (0, 1, 15)},
 }
-LONG = {("hls4ml", what) for what in ("mlp", "max", "shift", "overflow")}  # a compilation each of what others show too
+LONG = {("hls4ml", what) for what in ("mlp", "max", "shift", "overflow", "convolution")}  # a compilation each of what others show too
 POINTS = {"points": [{"name": "tight", "integer_threshold": 30, "threshold": 0.1}, {"name": "never", "integer_threshold": None, "threshold": 0.0}]}
 
 

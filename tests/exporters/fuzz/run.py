@@ -162,6 +162,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--keep", type=Path, help="a folder for the corpus and the inputs that make faults; read again by the next run")
     arguments = parser.parse_args()
+    try:
+        runtime()
+    except UsageError as error:
+        sys.exit(str(error))
     for name in [arguments.only] if arguments.only else STUDENTS:
         with tempfile.TemporaryDirectory() as scratch:
             kept = Path(scratch) if arguments.keep is None else arguments.keep / name.replace(" ", "-")
