@@ -21,7 +21,7 @@ JOB = {"rule": "downpour", "workers": 3, "with_ft": True, "watchdog": 60.0, **SL
 MEAN, DEVIATION = 0.5168, 0.0050
 MARGIN = 6 * DEVIATION + 0.05 * MEAN
 RANKS = {"clerk": 0, "server": 1, "worker": 3}
-CALM = [(role, 0) for role in RANKS] + [("stopped worker", 0)]
+CALM = [("clerk", 0), *(pytest.param(role, 0, marks=pytest.mark.slow) for role in (*(r for r in RANKS if r != "clerk"), "stopped worker"))]
 STORM = [(role, seed) for role in (*RANKS, "stopped worker") for seed in range(1, 6)]
 
 

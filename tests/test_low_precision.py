@@ -131,7 +131,7 @@ def weights(run: Path) -> dict[str, np.ndarray]:
     return checkpoints.load(run, checkpoints.pointed(run, "LAST") or 0, "weights")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_learns_on_the_grid_and_goes_on_bit_for_bit(card: Path, tmp_path: Path, workers: int) -> None:
     """Stochastic rounding, dynamic groups, one device and two; three epochs of six and then the others; the network is that of any float run."""
     options: dict[str, Any] = {"low_precision": {"round": "stochastic", "storage": "fixed<12,3>", "every": 500}, "learning_rate": 0.02, "devices": workers}

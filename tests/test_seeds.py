@@ -29,6 +29,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "teacher"
 
 
+@pytest.mark.slow
 def test_a_comparison_interrupted_and_resumed(teacher: Path, tmp_path: Path) -> None:
     path = tmp_path / "r"
     precision = {"weights": "fixed<8,2>", "bias": "fixed<8,2>", "activations": "ufixed<8,3>"}

@@ -100,7 +100,7 @@ def test_multiplicities_are_poisson() -> None:
 
 @pytest.mark.parametrize(
     ("background", "signal", "passing", "negative"),
-    [(100, 100, 10, 0.0), (120, 100, 15, 0.13), pytest.param(600, 120, 150, 0.0, marks=pytest.mark.slow), (700, 120, 200, 0.13)],
+    [(100, 100, 10, 0.0), (120, 100, 15, 0.13), *(pytest.param(*large, marks=pytest.mark.slow) for large in ((600, 120, 150, 0.0), (700, 120, 200, 0.13)))],
 )
 def test_coverage_with_a_moving_threshold(background: int, signal: int, passing: int, negative: float) -> None:
     """Efficiency at a rate, background at an efficiency, and the paired difference of two scores, each at 68.3 %."""
