@@ -106,7 +106,8 @@ def assert_survived(run: Path, role: str) -> None:
         assert transport["dead"] == [2]  # the worker with the highest number took over the role
 
 
-@pytest.mark.parametrize("exchange", ["alltoall", pytest.param("allreduce", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("exchange", ["alltoall", "allreduce"])
 def test_workers_that_are_the_server_too(exchange: str, tmp_path: Path) -> None:
     """One of them dies: the others go back to the checkpoint and share what was its, its shard included."""
     run = tmp_path / "run"
@@ -165,6 +166,7 @@ def test_a_hanging_exchange_is_ended(tmp_path: Path) -> None:
     assert line.partition("watchdog: ")[2] in outcome.err
 
 
+@pytest.mark.slow
 def test_without_fault_tolerance_a_killed_rank_ends_the_run(tmp_path: Path) -> None:
     run = tmp_path / "run"
     outcome = run_jobs(tmp_path, [{"rule": "downpour", "run": str(run), **SLOW}], 4, [Strike(3, signal.SIGKILL, after(run, 40))])

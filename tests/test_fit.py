@@ -76,7 +76,13 @@ def test_its_configuration_reruns_it(trained: tuple[Path, dict[str, Any]], tmp_p
 
 
 @pytest.mark.usefixtures("compiled_anew")
-@pytest.mark.parametrize("change", [{"scan": 3}, {"resident": "never"}, {"checkpoint_every": 5}, {"resident": "never", "scan": 7, "checkpoint_every": 4}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(pytest.param(one, marks=pytest.mark.slow) for one in ({"scan": 3}, {"resident": "never"}, {"checkpoint_every": 5})),
+        {"resident": "never", "scan": 7, "checkpoint_every": 4},
+    ],
+)
 def test_bits_do_not_depend_on_how_the_work_is_cut(change: dict[str, Any], trained: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     fit(check(FitConfig, {**read_config(trained[0]), **change}), tmp_path / "r", progress=QUIET)
     assert lines(tmp_path / "r") == lines(trained[0])

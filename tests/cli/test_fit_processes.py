@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.runs import write_card
 
 PROGRAM = Path(sys.executable).with_name("hlt-train")  # a script: what mpiexec starts is it again
@@ -28,6 +30,7 @@ def test_what_goes_wrong_in_all_processes_is_said_once(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_an_asynchronous_run_stops_early(tmp_path: Path) -> None:
     """Epochs are shorter than a validation here: nobody runs away from it."""
     card, run = write_card(tmp_path, files=2), tmp_path / "run"

@@ -110,7 +110,9 @@ def options_of(name: str) -> list[dict[str, object]]:
     return [{"pool": pool} for pool in ("sum", "mean", "max")] if "pool" in plugins.options("models", name) else [{}]
 
 
-CASES = [(name, options) for name in MODELS for options in options_of(name)]
+# Models share their pools: of every one but the last that has them, the further ones are left to the long tests.
+POOLED = next(name for name in MODELS[::-1] if len(options_of(name)) > 1)
+CASES = [pytest.param(name, options, marks=[pytest.mark.slow] if k and name != POOLED else []) for name in MODELS for k, options in enumerate(options_of(name))]
 
 
 @pytest.mark.parametrize(("name", "options"), CASES)

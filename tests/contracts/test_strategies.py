@@ -96,6 +96,7 @@ def test_one_worker_is_the_serial_rule(name: str) -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_five_workers() -> None:
     """All rules in one process of five virtual devices."""
     environment = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}

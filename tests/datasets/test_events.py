@@ -50,6 +50,7 @@ def test_sum_of_btags(folder: Path) -> None:
     assert btag_auc(folder / "large.root") == pytest.approx(0.965, abs=0.005)
 
 
+@pytest.mark.slow
 def test_a_good_network(folder: Path) -> None:
     figures = event_figures(folder / "large.root", seeds=1)
     assert figures["inputs"] == 44

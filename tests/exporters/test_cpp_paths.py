@@ -370,6 +370,7 @@ def linked(directory: Path, compilers: tuple[tuple[str, ...], ...], flags: tuple
     return subprocess.run(["./program"], cwd=directory, env=environment, capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.slow
 def test_units_of_different_flags_take_one_path_before_and_after_main(written: Path, tmp_path: Path) -> None:
     copy = tmp_path / "net"
     shutil.copytree(written, copy)

@@ -126,8 +126,9 @@ def as_read(directory: Path, graph: Graph, x: Features, *, cleaned: bool) -> np.
     return integers_out
 
 
-@pytest.mark.parametrize(("over", "rounding"), [("sat", "half_even"), pytest.param("sat_sym", "floor", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("cleaned", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("over", "rounding"), [("sat", "half_even"), ("sat_sym", "floor")])
+@pytest.mark.parametrize("cleaned", [False, True])
 def test_hls4ml_reads_the_same_integers(tmp_path: Path, over: str, rounding: str, cleaned: bool) -> None:
     graph = nets.mlp(rounding=rounding, uniform=True, over=over)
     qonnx().write(graph, tmp_path)

@@ -236,6 +236,7 @@ def test_a_killed_worker_leaves_its_shares_to_the_others(tmp_path: Path) -> None
     assert sum(epoch["redealt"] for epoch in epochs) == 32
 
 
+@pytest.mark.slow
 def test_fit_races_and_replay_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The commands, on cells: auto is a race; replay says no with exit code 2; --serial tells the deviation."""
     cells, run = tmp_path / "cells.root", tmp_path / "run"
