@@ -26,10 +26,10 @@ import optax
 
 from hlt_train.errors import UsageError, nearest
 from hlt_train.precision.config import mode
-from hlt_train.precision.dynamic import DynamicFormat, moved
+from hlt_train.precision.dynamic import DynamicFormat, holding, moved
 from hlt_train.precision.fixed import FixedFormat
 from hlt_train.precision.formats import parse_format
-from hlt_train.precision.grid import ROUNDINGS, Round, exponent_of
+from hlt_train.precision.grid import ROUNDINGS, Round
 from hlt_train.precision.minifloat import MiniFormat
 from hlt_train.precision.products import count_products, with_products
 from hlt_train.strategies import Info, Strategy
@@ -205,8 +205,7 @@ def optimiser(low: LowPrecision, inner: optax.GradientTransformation, *, batch: 
 
 def _fitting(leaf: jax.Array) -> jax.Array:
     """Integer bits that hold all of a parameter; 0 where it begins as zeros."""
-    largest = jnp.max(jnp.abs(leaf), initial=0.0)
-    return jnp.where(largest > 0, (exponent_of(largest) + 2).astype(jnp.float32), 0.0)
+    return jnp.where(jnp.any(leaf != 0), holding(leaf), 0.0)
 
 
 def scaled(rule: Strategy, losses: Losses, params: Any, batch: Batch) -> Strategy:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from hlt_train.errors import UsageError
@@ -184,12 +186,15 @@ def features(graph: Graph, n: int, seed: int = 0) -> Features:
 
 def wild(seed: int) -> Graph:
     """Every node and mode with exponents of either sign, formats of 0 to 13 bits, intervals outside of a format. A graph that is refused is drawn again."""
-    rng = np.random.default_rng(seed)
+    return _accepted(_wild, seed)
+
+
+def _accepted(draw: Callable[[np.random.Generator], Graph], seed: int) -> Graph:
     try:
-        graph = _wild(rng)
+        graph = draw(np.random.default_rng(seed))
         prove(graph)
     except UsageError:
-        return wild(seed + 1_000_003)
+        return _accepted(draw, seed + 1_000_003)
     return graph
 
 
@@ -229,13 +234,7 @@ def _wild(rng: np.random.Generator) -> Graph:
 
 def wild_windows(seed: int) -> Graph:
     """Windows of every kernel, stride and padding, one behind the other, with and without an Affine between them; refusals as in `wild`."""
-    rng = np.random.default_rng(seed)
-    try:
-        graph = _wild_windows(rng)
-        prove(graph)
-    except UsageError:
-        return wild_windows(seed + 1_000_003)
-    return graph
+    return _accepted(_wild_windows, seed)
 
 
 def _wild_windows(rng: np.random.Generator) -> Graph:

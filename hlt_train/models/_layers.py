@@ -23,7 +23,7 @@ from hlt_train.precision.exact import EXACT_FLOAT32, EXACT_INT32, affine, affine
 from hlt_train.precision.fixed import FixedFormat, bits_of, numbers
 from hlt_train.precision.formats import Format, quantise
 from hlt_train.precision.grid import Ints, power
-from hlt_train.types import Features, Group
+from hlt_train.types import Features, Group, Inputs
 
 __all__ = [
     "ACTIVATIONS",
@@ -34,8 +34,10 @@ __all__ = [
     "LayerFormats",
     "chain",
     "check_options",
+    "collections_of",
     "dense",
     "fixed_of",
+    "folded",
     "grid_after",
     "input_of",
     "run",
@@ -199,7 +201,7 @@ class Dense(eqx.Module):
 
     def quantised(self, value: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """What `accumulate` gave, on the output's grid."""
-        return value if self.formats is None or self.formats.out is None else quantise(value, self.formats.out, _folded(key, 0))
+        return value if self.formats is None or self.formats.out is None else quantise(value, self.formats.out, folded(key, 0))
 
     def parameters(self, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Weights `[outputs, inputs]` and bias as the layer uses them."""
@@ -207,7 +209,7 @@ class Dense(eqx.Module):
         weight, bias = jnp.asarray(self.linear.weight), jnp.asarray(self.linear.bias)
         if self.formats is None:
             return weight, bias
-        return quantise(weight, self.formats.weights, _folded(key, 1)), quantise(bias, self.formats.bias, _folded(key, 2))
+        return quantise(weight, self.formats.weights, folded(key, 1)), quantise(bias, self.formats.bias, folded(key, 2))
 
     def _wide(self, x: jax.Array) -> jax.Array:
         assert self.formats is not None
@@ -215,7 +217,8 @@ class Dense(eqx.Module):
         return affine_int32(x, w, b, self.formats.source_f, bits_of(self.formats.f), self.activation == "relu", self.formats.out)
 
 
-def _folded(key: jax.Array | None, number: int) -> jax.Array | None:
+def folded(key: jax.Array | None, number: int) -> jax.Array | None:
+    """A key of its own for part `number`; None (no training) stays None."""
     return None if key is None else jax.random.fold_in(key, number)
 
 
@@ -296,7 +299,7 @@ def run(layers: tuple[Dense, ...], x: jax.Array, *, dropout: float, key: jax.Arr
     for index, layer in enumerate(layers):
         if tape is not None:
             tape[layer.name] = layer.accumulate(x)
-        own = None if key is None else jax.random.fold_in(key, index)
+        own = folded(key, index)
         x = layer(x, own)
         if own is not None and dropout > 0:
             x = eqx.nn.Dropout(dropout)(x, key=own)
@@ -315,3 +318,13 @@ def check_options(model: str, widths: tuple[int, ...], activation: str, dropout:
         raise UsageError(f"{model}: a fixed-point student uses relu, '{activation}' has no integer form", near=("relu",), then="--set model.activation=relu")
     if precision is not None and dropout > 0:
         raise UsageError(f"{model}: dropout would take a fixed-point student off its grid", then="--set model.dropout=0")
+
+
+def collections_of(model: str, inputs: Inputs) -> list[Group]:
+    """The groups of constituents; a model that reads them refuses inputs without any."""
+    groups = [g for g in inputs.groups if g.length is not None]
+    if not groups:
+        raise UsageError(
+            f"{model} needs a group of constituents (an input with `length`); '{', '.join(g.name for g in inputs.groups)}' are scalars", then="--model mlp"
+        )
+    return groups

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from hlt_train.errors import UsageError
-from hlt_train.models._layers import Activation, Dense, Grid, GroupInput, check_options, dense, grid_after, input_of
+from hlt_train.models._layers import Activation, Dense, Grid, GroupInput, check_options, collections_of, dense, folded, grid_after, input_of
 from hlt_train.models._lower import Lowering
 from hlt_train.models._pooling import pooling
 from hlt_train.models.deepsets import Branch, DeepSets, joined_by
@@ -51,11 +51,7 @@ def conv(
         precision: formats of a fixed-point student; None: float32.
     """
     check_options("conv", (*filters, *rho), activation, dropout, precision)
-    groups = [g for g in inputs.groups if g.length is not None]
-    if not groups:
-        raise UsageError(
-            f"conv needs a group of constituents (an input with `length`); '{', '.join(g.name for g in inputs.groups)}' are scalars", then="--model mlp"
-        )
+    groups = collections_of("conv", inputs)
     if not filters:
         raise UsageError("conv: filters needs at least one layer", then="--set model.filters=[32,32]")
     if precision is not None:
@@ -154,7 +150,7 @@ class ConvBranch(Branch):
             mask = jnp.arange(window.positions) < count[:, None]
             if tape is not None:
                 tape[layer.name] = jnp.where(mask[..., None], layer.accumulate(values), 0)
-            values = jnp.where(mask[..., None], layer(values, None if key is None else jax.random.fold_in(key, number)), 0)
+            values = jnp.where(mask[..., None], layer(values, folded(key, number)), 0)
         if self.pool is None:
             return values.reshape(values.shape[0], -1)
         if tape is not None:

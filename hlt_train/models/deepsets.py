@@ -11,7 +11,7 @@ import numpy as np
 
 from hlt_train.errors import UsageError
 from hlt_train.graph import Graph
-from hlt_train.models._layers import Activation, Dense, Grid, GroupInput, chain, check_options, dense, grid_after, input_of, run
+from hlt_train.models._layers import Activation, Dense, Grid, GroupInput, chain, check_options, collections_of, dense, folded, grid_after, input_of, run
 from hlt_train.models._lower import Lowering
 from hlt_train.models._pooling import Pooling, pooling
 from hlt_train.precision.config import Precision
@@ -46,11 +46,7 @@ def deepsets(
         precision: formats of a fixed-point student; None: float32.
     """
     check_options("deepsets", (*phi, *rho), activation, dropout, precision)
-    groups = [g for g in inputs.groups if g.length is not None]
-    if not groups:
-        raise UsageError(
-            f"deepsets needs a group of constituents (an input with `length`); '{', '.join(g.name for g in inputs.groups)}' are scalars", then="--model mlp"
-        )
+    groups = collections_of("deepsets", inputs)
     if not phi:
         raise UsageError("deepsets: phi needs at least one layer", then="--set model.phi=[64,64]")
     names = [g.name for g in inputs.groups] + [f"{g.name}_phi_{i}" for g in groups for i in range(len(phi))] + [f"{g.name}_pool" for g in groups]
@@ -137,10 +133,9 @@ class DeepSets(eqx.Module):
         return tape
 
     def _forward(self, x: Features, key: jax.Array | None, tape: dict[str, jax.Array] | None) -> jax.Array:
-        keys = [None if key is None else jax.random.fold_in(key, len(self.rho) + k) for k in range(len(self.branches))]
-        joined = jnp.concatenate([branch(x, own, tape) for branch, own in zip(self.branches, keys, strict=True)], axis=-1)
+        joined = jnp.concatenate([branch(x, folded(key, len(self.rho) + k), tape) for k, branch in enumerate(self.branches)], axis=-1)
         hidden = run(self.rho[:-1], joined, dropout=self.dropout, key=key, tape=tape)
-        return self.rho[-1](hidden, None if key is None else jax.random.fold_in(key, len(self.rho) - 1))
+        return self.rho[-1](hidden, folded(key, len(self.rho) - 1))
 
     def lower(self, inputs: Inputs, names: tuple[str, ...], score: np.ndarray | None) -> Graph:
         """The graph of this network, its normalisation included; arguments as in `MLP.lower`."""

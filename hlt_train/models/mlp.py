@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hlt_train.graph import Graph
-from hlt_train.models._layers import Activation, Dense, Grid, GroupInput, chain, check_options, dense, input_of, run
+from hlt_train.models._layers import Activation, Dense, Grid, GroupInput, chain, check_options, dense, folded, input_of, run
 from hlt_train.models._lower import Lowering
 from hlt_train.precision.config import Precision
 from hlt_train.types import Features, Inputs
@@ -79,7 +79,7 @@ class MLP(eqx.Module):
         parts = [step(x) for step in self.inputs]
         flat = jnp.concatenate([part.reshape(part.shape[0], step.features) for part, step in zip(parts, self.inputs, strict=True)], axis=-1)
         hidden = run(self.layers[:-1], flat, dropout=self.dropout, key=key, tape=tape)
-        return self.layers[-1](hidden, None if key is None else jax.random.fold_in(key, len(self.layers) - 1))
+        return self.layers[-1](hidden, folded(key, len(self.layers) - 1))
 
     def lower(self, inputs: Inputs, names: tuple[str, ...], score: np.ndarray | None) -> Graph:
         """The graph of this network, its normalisation included.

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from hlt_train.precision.grid import Round, exponent_of, overflowed, power, rounded
+from hlt_train.precision.grid import Round, exponent_of, on_grid, power
 
-__all__ = ["REACH", "DynamicFormat", "moved"]
+__all__ = ["REACH", "DynamicFormat", "holding", "moved"]
 
 REACH = 60  # integer bits stay within +-60: scales are normal float32
 
@@ -32,18 +32,21 @@ class DynamicFormat:
 
     def nearest(self, x: jax.Array, integer: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """The value of the format that stands for each `x` when the group has `integer` integer bits (float32, a whole number)."""
-        f = self.width - integer.astype(jnp.int32)
-        return overflowed(rounded(x * power(f), self.round, key), -self.hi - 1, self.hi, "sat") * power(-f)
+        return on_grid(x, self.width - integer.astype(jnp.int32), -self.hi - 1, self.hi, self.round, "sat", key)
 
     def rates(self, x: jax.Array, integer: jax.Array) -> jax.Array:
         """float32 [3]: the fraction of `x` beyond the range, the fraction beyond half of it, and the fewest integer bits that hold all of `x`."""
         size = jnp.abs(x)
         top = power(integer.astype(jnp.int32) - 1)
-        fitting = jnp.clip(exponent_of(jnp.max(size, initial=0.0)) + 2, -REACH, REACH)
-        return jnp.stack([jnp.mean(size >= top, dtype=jnp.float32), jnp.mean(size >= 0.5 * top, dtype=jnp.float32), fitting.astype(jnp.float32)])
+        return jnp.stack([jnp.mean(size >= top, dtype=jnp.float32), jnp.mean(size >= 0.5 * top, dtype=jnp.float32), holding(x)])
 
     def __str__(self) -> str:
         return f"dynamic<{self.width}>"
+
+
+def holding(x: jax.Array) -> jax.Array:
+    """The fewest integer bits (float32, a whole number) that hold all of `x`; -60 where all are 0."""
+    return jnp.clip(exponent_of(jnp.max(jnp.abs(x), initial=0.0)) + 2, -REACH, REACH).astype(jnp.float32)
 
 
 def moved(integer: jax.Array, rates: jax.Array, most: float) -> jax.Array:

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from hlt_train.errors import UsageError
-from hlt_train.precision.grid import Ints, Overflow, Round, overflowed, power, rounded
+from hlt_train.precision.grid import Ints, Overflow, Round, on_grid
 
 __all__ = ["MAX_WIDTH", "MIN_EXPONENT", "Bits", "FixedFormat", "Per", "bits_of", "numbers"]
 
@@ -112,7 +112,7 @@ class FixedFormat:
 
     def nearest(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """The value of the format that stands for each `x`."""
-        return overflowed(rounded(x * power(self.f), self.round, key), self.lo, self.hi, self.over) * power(-self.f)
+        return on_grid(x, self.f, self.lo, self.hi, self.round, self.over, key)
 
     def __str__(self) -> str:
         integer = "auto" if self.integer is None else _text(self.integer)

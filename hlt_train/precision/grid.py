@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["OVERFLOWS", "ROUNDINGS", "Ints", "Overflow", "Round", "exponent_of", "overflowed", "power", "rounded"]
+__all__ = ["OVERFLOWS", "ROUNDINGS", "Ints", "Overflow", "Round", "exponent_of", "on_grid", "power", "rounded"]
 
 Round = Literal["floor", "half_up", "half_even", "stochastic"]
 Overflow = Literal["wrap", "sat", "sat_sym"]
@@ -54,7 +54,12 @@ def rounded(t: jax.Array, mode: Round, key: jax.Array | None = None) -> jax.Arra
     return low + (jax.random.uniform(key, t.shape) < t - low)
 
 
-def overflowed(n: jax.Array, lo: Ints | jax.Array, hi: Ints | jax.Array, over: Overflow) -> jax.Array:
+def on_grid(x: jax.Array, f: Ints | jax.Array, lo: Ints, hi: Ints, mode: Round, over: Overflow, key: jax.Array | None = None) -> jax.Array:
+    """The fixed-point value n * 2**-f, lo <= n <= hi, that stands for each `x`. key: as in `rounded`."""
+    return _overflowed(rounded(x * power(f), mode, key), lo, hi, over) * power(-1 * f)
+
+
+def _overflowed(n: jax.Array, lo: Ints, hi: Ints, over: Overflow) -> jax.Array:
     """Integers brought into [lo, hi]: the nearest limit, or modulo the number of values. Saturation is exact for every n, wrap for |n| < 2**24."""
     least, most = (jnp.asarray(v, jnp.float32) for v in (lo, hi))
     if over != "wrap":

@@ -26,7 +26,7 @@ class MiniFormat:
     """A minifloat format with its rounding; it saturates.
 
     Attributes:
-        exponent: E, 1 to 8 bits.
+        exponent: E, 1 to 7 bits.
         mantissa: M, 0 to 23 bits.
         bias: B; None = `auto`, not chosen yet.
         round: as in `FixedFormat`, to multiples of the step at the number; half_even with M = 0 takes the larger of two that are equally near, and 0.

@@ -25,6 +25,7 @@ import jax
 import jax.numpy as jnp
 
 from hlt_train.errors import UsageError, nearest
+from hlt_train.precision.grid import power
 
 __all__ = ["BLOCK", "WIRES", "Blocks", "Encoded", "Wire", "check", "decode", "encode", "error", "feedback", "saturated"]
 
@@ -70,7 +71,7 @@ def decode(encoded: Encoded) -> jax.Array:
         return encoded.astype(jnp.float32)
     n = encoded.code.shape[0]
     rows = jnp.pad(encoded.code, (0, -n % BLOCK)).reshape(-1, BLOCK)
-    numbers = jnp.where(rows == NOT_FINITE, jnp.nan, rows.astype(jnp.float32) * _power(encoded.exponent.astype(jnp.int32))[:, None])
+    numbers = jnp.where(rows == NOT_FINITE, jnp.nan, rows.astype(jnp.float32) * power(encoded.exponent)[:, None])
     return numbers.reshape(-1)[:n]
 
 
@@ -109,11 +110,6 @@ def _rounded(vector: jax.Array, wire: Wire) -> jax.Array:
     return jnp.where(jnp.abs(vector) < 2.0**-14, fine, jax.lax.reduce_precision(vector, exponent_bits=8, mantissa_bits=10))
 
 
-def _power(exponent: jax.Array) -> jax.Array:
-    """2**exponent as float32, exact; int32 exponents from -126 to 127."""
-    return jax.lax.bitcast_convert_type((exponent + 127) << 23, jnp.float32)
-
-
 def _blocks(vector: jax.Array) -> Blocks:
     n = vector.shape[0]
     rows = jnp.pad(vector, (0, -n % BLOCK)).reshape(-1, BLOCK)
@@ -123,5 +119,5 @@ def _blocks(vector: jax.Array) -> Blocks:
     # largest = f 2**e, 1 <= f < 2: k = e - 6 where f <= 127/64, so that f * 64 <= 127, and e - 5 elsewhere. Exact, from the bits.
     exponent = (bits >> 23) - 127 - 6 + ((bits & 0x7FFFFF) > (HIGHEST - 64) << 17).astype(jnp.int32)
     exponent = jnp.clip(exponent, *EXPONENTS)
-    code = jnp.where(finite, jnp.clip(jnp.round(rows * _power(-exponent)[:, None]), -HIGHEST, HIGHEST), NOT_FINITE)
+    code = jnp.where(finite, jnp.clip(jnp.round(rows * power(-exponent)[:, None]), -HIGHEST, HIGHEST), NOT_FINITE)
     return Blocks(code.astype(jnp.int8).reshape(-1)[:n], exponent.astype(jnp.int8))
