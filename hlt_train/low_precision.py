@@ -29,7 +29,7 @@ from hlt_train.precision.config import mode
 from hlt_train.precision.dynamic import DynamicFormat, holding, moved
 from hlt_train.precision.fixed import FixedFormat
 from hlt_train.precision.formats import parse_format
-from hlt_train.precision.grid import ROUNDINGS, Round
+from hlt_train.precision.grid import ROUNDINGS, Round, folded
 from hlt_train.precision.minifloat import MiniFormat
 from hlt_train.precision.products import count_products, with_products
 from hlt_train.strategies import Info, Strategy
@@ -110,7 +110,7 @@ def learning(low: LowPrecision, losses: Losses) -> Losses:
 
     def of_scaled(params: Any, batch: Batch, key: Any) -> Any:
         def product(number: int, left: jax.Array, right: jax.Array, dot: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
-            own = None if key is None else jax.random.fold_in(jax.random.fold_in(key, number), 0x10)
+            own = folded(folded(key, number), 0x10)
             return _product(forward, backward, dot)(left, right, params.scales[number], own)
 
         return with_products(lambda network: losses(network, batch, key), product)(params.network)
@@ -122,7 +122,7 @@ def _product(forward: Training, backward: Training, dot: Callable[[jax.Array, ja
     """(left, right, scales `[6, 3]`, key) -> their product; every operand, result and gradient in its format."""
 
     def brought(to: Training, x: jax.Array, scales: jax.Array, group: int, key: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-        own = None if key is None else jax.random.fold_in(key, group)
+        own = folded(key, group)
         if isinstance(to, DynamicFormat):
             return to.nearest(x, scales[group, 0], own), to.rates(x, scales[group, 0])
         return x if to is None else to.nearest(x, own), jnp.zeros(COUNTS)
@@ -192,7 +192,7 @@ def optimiser(low: LowPrecision, inner: optax.GradientTransformation, *, batch: 
             stored, stored_counts = followed(stored, stored_counts + rates, state.step)
         kept = []
         for k, p in enumerate(new):
-            mine = None if key is None else jax.random.fold_in(key, k)
+            mine = folded(key, k)
             kept.append(storage.nearest(p, stored[k], mine) if isinstance(storage, DynamicFormat) else p if storage is None else storage.nearest(p, mine))
         # The difference of two numbers of at most 24 bits apart is exact, and so is its sum with the old one: the parameters are on their grid.
         updates = jax.tree.unflatten(structure, [b - a for a, b in zip(old, kept, strict=True)])

@@ -22,7 +22,7 @@ from hlt_train.precision.config import Precision
 from hlt_train.precision.exact import EXACT_FLOAT32, EXACT_INT32, affine, affine_int32
 from hlt_train.precision.fixed import FixedFormat, bits_of, numbers
 from hlt_train.precision.formats import Format, quantise
-from hlt_train.precision.grid import Ints, power
+from hlt_train.precision.grid import Ints, folded, power
 from hlt_train.types import Features, Group, Inputs
 
 __all__ = [
@@ -37,7 +37,6 @@ __all__ = [
     "collections_of",
     "dense",
     "fixed_of",
-    "folded",
     "grid_after",
     "input_of",
     "run",
@@ -215,11 +214,6 @@ class Dense(eqx.Module):
         assert self.formats is not None
         w, b = self.parameters()
         return affine_int32(x, w, b, self.formats.source_f, bits_of(self.formats.f), self.activation == "relu", self.formats.out)
-
-
-def folded(key: jax.Array | None, number: int) -> jax.Array | None:
-    """A key of its own for part `number`; None (no training) stays None."""
-    return None if key is None else jax.random.fold_in(key, number)
 
 
 def dense(

@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from hlt_train.errors import UsageError
-from hlt_train.models._layers import Activation, Dense, Grid, GroupInput, check_options, collections_of, dense, folded, grid_after, input_of
+from hlt_train.models._layers import Activation, Dense, Grid, GroupInput, check_options, collections_of, dense, grid_after, input_of
 from hlt_train.models._lower import Lowering
 from hlt_train.models._pooling import pooling
 from hlt_train.models.deepsets import Branch, DeepSets, joined_by
 from hlt_train.precision.config import Precision
+from hlt_train.precision.grid import folded
 from hlt_train.types import Features, Group, Inputs
 
 __all__ = ["ConvBranch", "Neighbours", "conv"]

@@ -11,10 +11,11 @@ import numpy as np
 
 from hlt_train.errors import UsageError
 from hlt_train.graph import Graph
-from hlt_train.models._layers import Activation, Dense, Grid, GroupInput, chain, check_options, collections_of, dense, folded, grid_after, input_of, run
+from hlt_train.models._layers import Activation, Dense, Grid, GroupInput, chain, check_options, collections_of, dense, grid_after, input_of, run
 from hlt_train.models._lower import Lowering
 from hlt_train.models._pooling import Pooling, pooling
 from hlt_train.precision.config import Precision
+from hlt_train.precision.grid import folded
 from hlt_train.types import Features, Group, Inputs
 
 __all__ = ["DeepSets", "deepsets"]

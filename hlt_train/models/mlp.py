@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from hlt_train.graph import Graph
-from hlt_train.models._layers import Activation, Dense, Grid, GroupInput, chain, check_options, dense, folded, input_of, run
+from hlt_train.models._layers import Activation, Dense, Grid, GroupInput, chain, check_options, dense, input_of, run
 from hlt_train.models._lower import Lowering
 from hlt_train.precision.config import Precision
+from hlt_train.precision.grid import folded
 from hlt_train.types import Features, Inputs
 
 __all__ = ["MLP", "mlp"]

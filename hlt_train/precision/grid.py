@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["OVERFLOWS", "ROUNDINGS", "Ints", "Overflow", "Round", "exponent_of", "on_grid", "power", "rounded"]
+__all__ = ["OVERFLOWS", "ROUNDINGS", "Ints", "Overflow", "Round", "exponent_of", "folded", "on_grid", "power", "rounded"]
 
 Round = Literal["floor", "half_up", "half_even", "stochastic"]
 Overflow = Literal["wrap", "sat", "sat_sym"]
@@ -33,6 +33,11 @@ def power(exponent: Ints | jax.Array) -> jax.Array:
 def exponent_of(x: jax.Array) -> jax.Array:
     """floor(log2 |x|) as int32; -127 for 0 and for subnormal numbers."""
     return ((jax.lax.bitcast_convert_type(jnp.abs(x), jnp.int32)) >> 23) - 127
+
+
+def folded(key: jax.Array | None, number: int) -> jax.Array | None:
+    """A key of its own for part `number`; None (no training) stays None."""
+    return None if key is None else jax.random.fold_in(key, number)
 
 
 def rounded(t: jax.Array, mode: Round, key: jax.Array | None = None) -> jax.Array:
