@@ -67,10 +67,9 @@ def work(n: int, seconds: float, steps: int, *, overlap: bool) -> Any:
 
     from hlt_train import plugins
     from hlt_train.clerk import Work
-    from hlt_train.fleet import overlapped
+    from hlt_train.record import Plan
     from hlt_train.strategies import Setup
-    from hlt_train.task import Plan
-    from hlt_train.transports.program import Program
+    from hlt_train.transports.program import Program, overlapped
 
     class Sleeping(Program):
         """The gradient takes so long, most of it asleep. Like a device it begins when what it is made of is there, and nobody need wait for it."""

@@ -197,9 +197,10 @@ class Bench:
     def program(self, column: str, shares: Any, workers: int) -> Any:
         """The rule of a column, compiled for the network; and the function that makes the network's parameters of a vector."""
         from hlt_train import plugins
-        from hlt_train.fleet import make_program, overlapped
+        from hlt_train.fleet import make_program
         from hlt_train.optimisers import optimiser
         from hlt_train.strategies import Setup
+        from hlt_train.transports.program import overlapped
 
         rule, more, overlap = RULES[column]
         setup = Setup(workers, self.ready.schedule, lambda rate: optimiser("rmsprop", rate, {"eps": 1e-8}), portions=self.stream.steps_per_epoch * workers)

@@ -22,7 +22,6 @@ from hlt_train.books import Books, Work
 from hlt_train.casting import AHEAD, to_do
 from hlt_train.errors import HltTrainError, RunFailed
 from hlt_train.final_states import clean, cut_logs_of_the_missing, joined, last_states, served_since, stillness, stored_vector
-from hlt_train.fleet import digest
 from hlt_train.progress import Progress
 from hlt_train.record import BREATH, Record
 from hlt_train.run import Run
@@ -34,6 +33,7 @@ from hlt_train.transports.dealing import Deal, inherit
 from hlt_train.transports.mpi import PATIENCE, Role
 from hlt_train.transports.options import MpiOptions
 from hlt_train.transports.post import Parcel
+from hlt_train.transports.program import digest
 from hlt_train.transports.protocol import Mail, Recovery, Tag, handle, to_json
 from hlt_train.transports.simulate import Span
 

@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from hlt_train import checkpoints
-from hlt_train.fleet import digest
 from hlt_train.transports.actors import Shard, Worker
 from hlt_train.transports.dealing import Deal, Share
 from hlt_train.transports.journal import Journal, file_of
 from hlt_train.transports.mpi import Role, actor_file, load_actor, stored_actor
-from hlt_train.transports.program import Program
+from hlt_train.transports.program import Program, digest
 from hlt_train.transports.protocol import unpack
 
 __all__ = ["clean", "cut_logs_of_the_missing", "joined", "last_states", "served_since", "stillness", "stored_vector"]

@@ -7,7 +7,6 @@ the updates were and how fair, in `transport.json`, in the metrics and in `timel
 
 from __future__ import annotations
 
-import hashlib
 import time
 from typing import Any
 
@@ -24,41 +23,25 @@ from hlt_train.devices import replicate
 from hlt_train.errors import UsageError
 from hlt_train.files import write_document
 from hlt_train.progress import Progress
-from hlt_train.record import Record, Tally
+from hlt_train.record import Plan, Record, Tally
 from hlt_train.run import Run
 from hlt_train.shares import Shares
 from hlt_train.signals import StopRequest
 from hlt_train.sparse_gradient import sparse_gradient
 from hlt_train.strategies import Strategy
-from hlt_train.task import Plan, Task, gradient_of, rows_between, stays
+from hlt_train.task import Task, gradient_of, rows_between, stays
 from hlt_train.timeline import Timeline
 from hlt_train.transports.account import Coverage, wire_document
 from hlt_train.transports.journal import Journals
 from hlt_train.transports.options import SimulateOptions, parse_failure
-from hlt_train.transports.program import Program
+from hlt_train.transports.program import Program, digest, overlapped
 from hlt_train.transports.simulate import Failure, Simulation, Timing
 from hlt_train.transports.stragglers import factor
 from hlt_train.validation import Validator
 
-__all__ = ["RESULTS", "Fleet", "digest", "make_program", "overlapped"]
+__all__ = ["RESULTS", "Fleet", "make_program"]
 
 RESULTS = ("transport.json", "coverage.json", "timeline.json")  # written when a run is finished
-
-
-def overlapped(strategy: Strategy, *, overlap: bool) -> Strategy:
-    """The strategy with the overlap that the user asked for; a rule that cannot do with late answers refuses it."""
-    if not overlap:
-        return strategy
-    reasons = {
-        "it is a barrier: a worker has nothing to go on with before the round has closed": strategy.quorum <= 0,
-        f"its exchange has {strategy.asks} parts, and the second needs the answer to the first": strategy.asks > 1,
-        "the server tells its workers what to work on": strategy.batch is not None,
-        "its workers wait for nobody anyway": strategy.peers,
-    }
-    found = [reason for reason, holds in reasons.items() if holds]
-    if found:
-        raise UsageError(f"this strategy cannot overlap its exchanges: {found[0]}", then="leave --overlap out")
-    return strategy._replace(wait=False)
 
 
 def make_program(task: Task, strategy: Strategy, batch: Any, *, workers: int, servers: int, seed: int, wire: str) -> tuple[Program, Any]:
@@ -75,14 +58,6 @@ def make_program(task: Task, strategy: Strategy, batch: Any, *, workers: int, se
     of_entries = sparse_gradient(task) if strategy.sparse else None
     shards = 1 if strategy.peers else servers
     return Program(strategy, of_entries or of_vector, np.asarray(vector), batch, workers=workers, shards=shards, seed=seed, wire=wire), unravel
-
-
-def digest(state: Any) -> str:
-    """Hexadecimal SHA-256 of the leaves of a state: two states are the same to the bit where it is the same."""
-    found = hashlib.sha256()
-    for leaf in Program.leaves(state)["leaves"]:
-        found.update(np.ascontiguousarray(leaf).tobytes())
-    return found.hexdigest()
 
 
 class Fleet:

@@ -21,19 +21,21 @@ from hlt_train.data.dataset import Dataset
 from hlt_train.data.stream import Stream
 from hlt_train.errors import HltTrainError, UsageError
 from hlt_train.files import read_document, write_text
-from hlt_train.fleet import Fleet, overlapped
+from hlt_train.fleet import Fleet
 from hlt_train.low_precision import LowPrecision
 from hlt_train.progress import Progress
 from hlt_train.race import racing
+from hlt_train.record import Plan
 from hlt_train.restore import ModelSpec, write_model
 from hlt_train.run import Run, constraints
 from hlt_train.scoring import write_working_points
 from hlt_train.strategies import Setup, Strategy
-from hlt_train.task import Plan, Task
+from hlt_train.task import Task
 from hlt_train.training import Trainer
 from hlt_train.transports import options as transports
 from hlt_train.transports import stragglers
 from hlt_train.transports.lockstep import Network
+from hlt_train.transports.program import overlapped
 from hlt_train.types import Batch, Features, Inputs
 from hlt_train.unreliable import by_datagrams
 from hlt_train.validation import Losses

@@ -24,7 +24,7 @@ from hlt_train.data import normalise
 from hlt_train.errors import HltTrainError, Interrupted, RunFailed, UsageError
 from hlt_train.files import check_new
 from hlt_train.fit import FitConfig, prepare
-from hlt_train.fleet import make_program, overlapped
+from hlt_train.fleet import make_program
 from hlt_train.preparation import Prepared, check_names, check_same, describe, sum_up
 from hlt_train.progress import Progress
 from hlt_train.race import RaceRanks, owners_of, racing
@@ -34,6 +34,7 @@ from hlt_train.strategies import Setup, Strategy
 from hlt_train.task import rows_between, stays
 from hlt_train.transports import options as transports
 from hlt_train.transports.launch import Ended, launch, launched
+from hlt_train.transports.program import overlapped
 from hlt_train.transports.protocol import Mail
 from hlt_train.unreliable import DatagramRanks, by_datagrams
 from hlt_train.validation import Validator

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jax
 import numpy as np
@@ -24,9 +24,23 @@ from hlt_train.progress import Progress
 from hlt_train.run import Run
 from hlt_train.strategies import Params
 
-__all__ = ["BREATH", "Record", "Tally"]
+__all__ = ["BREATH", "Plan", "Record", "Tally"]
 
 BREATH = 5.0  # seconds between checkpoints when no interval is asked for
+
+
+class Plan(NamedTuple):
+    """How long and how. steps: of the whole run. resident: auto | always | never. checkpoint_every: steps; None: at the ends of epochs, not too often."""
+
+    steps: int
+    seed: int
+    scan: int = 32
+    resident: str = "auto"
+    checkpoint_every: int | None = None
+    keep: int = 3
+    patience: int | None = None
+    log_every: int = 100
+    verb: str = "fit"
 
 
 @dataclass
@@ -47,7 +61,7 @@ class Record:
     """What a run writes and decides at the ends of its epochs.
 
     Args:
-        plan: see `training.Plan`.
+        plan: how long and how.
         steps_per_epoch: of the training data.
         run: None for a trial that writes nothing.
         progress: where to say how far it is.
@@ -57,7 +71,7 @@ class Record:
 
     def __init__(
         self,
-        plan: Any,
+        plan: Plan,
         steps_per_epoch: int,
         run: Run | None,
         progress: Progress,

@@ -23,7 +23,7 @@ from hlt_train.data import normalise
 from hlt_train.errors import RunFailed, UsageError
 from hlt_train.files import read_arrays, read_document
 from hlt_train.fit import FitConfig, prepare
-from hlt_train.fleet import digest, make_program, overlapped
+from hlt_train.fleet import make_program
 from hlt_train.preparation import Prepared, check_same
 from hlt_train.preparation import options as options_of
 from hlt_train.progress import Progress
@@ -35,7 +35,7 @@ from hlt_train.transports.actors import Worker
 from hlt_train.transports.dealing import Deal, deals
 from hlt_train.transports.journal import file_of, read
 from hlt_train.transports.mpi import actor_file, load_actor
-from hlt_train.transports.program import Program
+from hlt_train.transports.program import Program, digest, overlapped
 from hlt_train.transports.replay import Replay
 
 __all__ = ["replay"]

@@ -1,4 +1,4 @@
-"""What is learnt, and for how long: what every trainer is given.
+"""What is learnt: what every trainer is given.
 
 The loss of a worker's batch of b rows is `sum(w * l) / (b * mean_weight)`: linear in the rows, so that the mean over N workers is the loss of one worker with
 N b rows, and the last batch of an epoch, which has fewer rows, counts each of them as much as any other. `mean_weight` is that of the training split.
@@ -15,10 +15,11 @@ from jax.sharding import Mesh
 
 from hlt_train.data.stream import Stream
 from hlt_train.devices import memory
+from hlt_train.record import Plan
 from hlt_train.strategies import Params
 from hlt_train.validation import Losses
 
-__all__ = ["Plan", "Task", "gradient_of", "rows_between", "stays"]
+__all__ = ["Task", "gradient_of", "rows_between", "stays"]
 
 RESIDENT_SHARE = 0.25
 
@@ -45,20 +46,6 @@ class Task(NamedTuple):
     batch: int
     penalty: Callable[[Params], jax.Array] | None = None
     learning: Losses | None = None
-
-
-class Plan(NamedTuple):
-    """How long and how. steps: of the whole run. resident: auto | always | never. checkpoint_every: steps; None: at the ends of epochs, not too often."""
-
-    steps: int
-    seed: int
-    scan: int = 32
-    resident: str = "auto"
-    checkpoint_every: int | None = None
-    keep: int = 3
-    patience: int | None = None
-    log_every: int = 100
-    verb: str = "fit"
 
 
 def gradient_of(task: Task) -> Callable[[Params, Any, Any], tuple[jax.Array, Params]]:

@@ -19,11 +19,11 @@ from hlt_train import checkpoints
 from hlt_train.cluster import Agreed
 from hlt_train.feed import edges, make_feed, portion_steps
 from hlt_train.progress import Progress
-from hlt_train.record import Record, Tally
+from hlt_train.record import Plan, Record, Tally
 from hlt_train.run import Run
 from hlt_train.signals import StopRequest
 from hlt_train.strategies import Params, Strategy
-from hlt_train.task import Plan, Task, gradient_of, stays
+from hlt_train.task import Task, gradient_of, stays
 from hlt_train.transports._lockstep_staff import fitting, staff
 from hlt_train.transports.lockstep import Carry, Lockstep, Network
 from hlt_train.validation import Validator

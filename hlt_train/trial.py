@@ -13,13 +13,14 @@ from jax.sharding import Mesh
 from hlt_train.casting import shards_of
 from hlt_train.devices import cores, workers
 from hlt_train.errors import RunFailed
-from hlt_train.fleet import make_program, overlapped
+from hlt_train.fleet import make_program
 from hlt_train.preparation import Prepared
 from hlt_train.shares import Shares
 from hlt_train.task import stays
 from hlt_train.training import Trainer
 from hlt_train.transports.account import Coverage
 from hlt_train.transports.options import MpiOptions, SimulateOptions
+from hlt_train.transports.program import overlapped
 from hlt_train.transports.simulate import Simulation, Timing
 
 __all__ = ["trial", "trial_by_messages"]

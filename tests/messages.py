@@ -13,12 +13,11 @@ import numpy as np
 import optax
 
 from hlt_train import plugins
-from hlt_train.fleet import digest
 from hlt_train.strategies import Setup, Strategy
 from hlt_train.transports.account import Coverage
 from hlt_train.transports.dealing import Share, deals
 from hlt_train.transports.journal import Journals, file_of, read
-from hlt_train.transports.program import Program
+from hlt_train.transports.program import Program, digest
 from hlt_train.transports.replay import Replay
 from hlt_train.transports.simulate import Failure, Simulation, Timing
 from hlt_train.transports.stragglers import factor

@@ -31,17 +31,16 @@ from hlt_train.books import Work
 from hlt_train.casting import processes, shards_of
 from hlt_train.crew import Ranks
 from hlt_train.files import write_text
-from hlt_train.fleet import digest, overlapped
 from hlt_train.progress import Progress
+from hlt_train.record import Plan
 from hlt_train.run import Run
 from hlt_train.strategies import Setup, Strategy
-from hlt_train.task import Plan
 from hlt_train.transports.dealing import deals
 from hlt_train.transports.journal import file_of, read
 from hlt_train.transports.mpi import capacity
 from hlt_train.transports.options import MpiOptions
 from hlt_train.transports.post import Post
-from hlt_train.transports.program import Program
+from hlt_train.transports.program import Program, digest, overlapped
 from hlt_train.transports.protocol import WORDS, Mail
 from hlt_train.transports.replay import Replay
 

@@ -12,6 +12,7 @@ Random keys are those of lockstep: `split(fold_in(fold_in(key(seed), worker), ba
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -20,14 +21,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hlt_train.errors import RunFailed
+from hlt_train.errors import RunFailed, UsageError
 from hlt_train.precision.wire import check, decode, encode, error
 from hlt_train.strategies import SERVER, In, Info, S, Sparse, Strategy, W, nothing
 from hlt_train.strategies._served import served
 from hlt_train.transports.forwarding import forwarding
 from hlt_train.transports.keys import INIT, SERVER_ACTOR, actor_key
 
-__all__ = ["Layout", "Message", "Parts", "Program", "Specs"]
+__all__ = ["Layout", "Message", "Parts", "Program", "Specs", "digest", "overlapped"]
 
 PyTree = Any
 Parts = list[tuple[np.ndarray, ...]]  # of a body or an answer, by shard
@@ -402,3 +403,27 @@ def _row(leaves: Sequence[np.ndarray], k: int) -> tuple[np.ndarray, ...]:
 
 def _alone(push: bool, fetch: bool, source: int, staleness: int) -> In:
     return In((), np.bool_(push), np.bool_(fetch), np.int32(source), np.int32(staleness))
+
+
+def overlapped(strategy: Strategy, *, overlap: bool) -> Strategy:
+    """The strategy with the overlap that the user asked for; a rule that cannot do with late answers refuses it."""
+    if not overlap:
+        return strategy
+    reasons = {
+        "it is a barrier: a worker has nothing to go on with before the round has closed": strategy.quorum <= 0,
+        f"its exchange has {strategy.asks} parts, and the second needs the answer to the first": strategy.asks > 1,
+        "the server tells its workers what to work on": strategy.batch is not None,
+        "its workers wait for nobody anyway": strategy.peers,
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        raise UsageError(f"this strategy cannot overlap its exchanges: {found[0]}", then="leave --overlap out")
+    return strategy._replace(wait=False)
+
+
+def digest(state: Any) -> str:
+    """Hexadecimal SHA-256 of the leaves of a state: two states are the same to the bit where it is the same."""
+    found = hashlib.sha256()
+    for leaf in Program.leaves(state)["leaves"]:
+        found.update(np.ascontiguousarray(leaf).tobytes())
+    return found.hexdigest()

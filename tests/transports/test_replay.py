@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hlt_train.errors import RunFailed
-from hlt_train.fleet import digest
 from hlt_train.transports.dealing import deals
 from hlt_train.transports.journal import file_of
+from hlt_train.transports.program import digest
 from hlt_train.transports.replay import Replay
 from tests import messages
 from tests.messages import finish, program, simulation
