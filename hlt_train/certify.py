@@ -24,11 +24,10 @@ from hlt_train.decisions import decide, scores, thresholds
 from hlt_train.errors import RunFailed, UsageError
 from hlt_train.exporters import Exporter
 from hlt_train.exporters._alkaid_trace import estimate
+from hlt_train.exporters._grid import write_graph
 from hlt_train.feature_vectors import FeatureVectors, write_feature_vectors
 from hlt_train.golden import CATEGORIES, Golden, write_golden
 from hlt_train.graph import Graph, evaluate
-from hlt_train.graph_document import FORMAT as GRAPH_FORMAT
-from hlt_train.graph_document import VERSION as GRAPH_VERSION
 from hlt_train.graph_document import to_document
 from hlt_train.machine import machine, versions
 from hlt_train.marking import Reach, mark, subset
@@ -156,7 +155,7 @@ def _one(
     progress(f"{name}: writing")
     directory.mkdir()
     facts = exporter.write(graph, directory)
-    files.write_document(directory / "graph.json", GRAPH_FORMAT, GRAPH_VERSION, {"nodes": to_document(graph)["nodes"]})
+    write_graph(graph, directory)
     files.write_document(directory / "working_points.json", *POINTS, points)
     for file, (format, version, content) in material.documents.items():
         files.write_document(directory / file, format, version, content)

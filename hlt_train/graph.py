@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from hlt_train.arithmetic import input_step, limits, rational, requantise
+from hlt_train.arithmetic import input_step, limits, requantise, rounded_rational
 from hlt_train.errors import RunFailed, UsageError, nearest
 from hlt_train.floating import activate, normalise
 from hlt_train.nodes import (
@@ -227,7 +227,7 @@ def _mean(node: Pool, total: np.ndarray, count: np.ndarray, f: np.ndarray, quant
     gain = np.broadcast_to(np.asarray(quant.to.f, np.int64), f.shape) - f
     most = _most(total) * 2.0 ** (np.maximum(gain, 0) + 1.0)
     _guard(node, float((most + 2.0 ** np.maximum(-gain, 0) * 2.0 * max(int(count.max(initial=0)), 1)).max(initial=0)))
-    n = rational(total << np.maximum(gain, 0), np.maximum(count, 1)[:, None] << np.maximum(-gain, 0), quant.round)
+    n = rounded_rational(total << np.maximum(gain, 0), np.maximum(count, 1)[:, None] << np.maximum(-gain, 0), quant)
     # The rational is at its final exponent: only the overflow rule is left.
     return requantise(n, np.asarray(quant.to.f, np.int64), quant)
 

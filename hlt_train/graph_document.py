@@ -1,4 +1,4 @@
-"""A graph as a JSON document, exact in both directions: `hlt-train/graph` version 1.
+"""A graph as a JSON document, exact in both directions: `hlt-train/graph` version 1 or, where a node rounds to a mantissa, version 2.
 
 Every array keeps its dtype. Integers are JSON integers; float32 are the shortest decimal that reads back to the same bits, infinities the strings "inf" and
 "-inf"; large arrays are base64 of little-endian bytes. Nodes are objects with their class's name under "node".
@@ -21,7 +21,7 @@ from hlt_train.nodes import Fixed, Node, Quant
 __all__ = ["FORMAT", "VERSION", "from_document", "to_document"]
 
 FORMAT = "hlt-train/graph"
-VERSION = 1
+VERSION = 2  # the newest that is read; a graph is written as the oldest that can say it
 LARGE = 1 << 16  # elements beyond which an array is base64
 DTYPES = ("int64", "float32")
 NODES = {c.__name__: c for c in vars(nodes).values() if isinstance(c, type) and issubclass(c, Node) and c is not Node}
@@ -29,7 +29,9 @@ NODES = {c.__name__: c for c in vars(nodes).values() if isinstance(c, type) and 
 
 def to_document(graph: Graph) -> dict[str, Any]:
     """The graph as JSON-able content, format and version included."""
-    return {"format": FORMAT, "version": VERSION, "nodes": [{"node": type(node).__name__, **_fields(node)} for node in graph.nodes]}
+    quants = [getattr(node, "quant", None) for node in graph.nodes]
+    version = 2 if any(quant is not None and quant.mantissa is not None for quant in quants) else 1
+    return {"format": FORMAT, "version": version, "nodes": [{"node": type(node).__name__, **_fields(node)} for node in graph.nodes]}
 
 
 def from_document(document: dict[str, Any]) -> Graph:
@@ -49,6 +51,8 @@ def _fields(value: Any) -> dict[str, Any]:
 def _encode(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return _encode_array(value)
+    if isinstance(value, Quant) and value.mantissa is None:  # what version 1 says of a format
+        return {name: content for name, content in _fields(value).items() if name != "mantissa"}
     if isinstance(value, Quant | Fixed):
         return _fields(value)
     if isinstance(value, tuple):
@@ -84,7 +88,7 @@ def _decode_array(content: dict[str, Any]) -> np.ndarray:
 def _decode(name: str, value: Any) -> Any:
     if isinstance(value, dict):
         if name == "quant":
-            return Quant(_decode("to", value["to"]), value["round"], value["over"])
+            return Quant(_decode("to", value["to"]), value["round"], value["over"], value.get("mantissa"))
         if name == "to":
             return Fixed(value["signed"], _decode("i", value["i"]), _decode("f", value["f"]))
         return _decode_array(value)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hlt_train.arithmetic import limits, rational, shift_round
+from hlt_train.arithmetic import dropped, limits, rational, rounded, rounded_rational
 from hlt_train.golden import CATEGORIES
 from hlt_train.graph import Graph, Node, Pool, Quant, Requant, trace
 from hlt_train.types import Features
@@ -23,7 +23,7 @@ EACH = 3  # vectors kept per feature and kind
 
 
 class Reach(NamedTuple):
-    """Of one Requant (or mean): over its features, how many round at all and how many show a tie, a value at a limit, and a value beyond one."""
+    """Of one Requant (or mean): over its features, how many round at all (a minifloat does), and show a tie, a value at a limit, and a value beyond one."""
 
     rounding: int
     tie: int
@@ -79,7 +79,8 @@ def _reach(graph: Graph, name: str, kinds: dict[str, Int64]) -> Reach:
     f, to = graph.structure[node.sources[0]].f, graph.structure[name].f
     assert f is not None
     assert to is not None
-    rounding = len(f) if isinstance(node, Pool) else int((f > to).sum())
+    always = isinstance(node, Pool) or (isinstance(node, Requant) and node.quant.mantissa is not None)
+    rounding = len(f) if always else int((f > to).sum())
     tie, limit, beyond = (int(((kinds[a] > 0) | (kinds[b] > 0)).sum()) for a, b in (("tie_even", "tie_odd"), ("at_lo", "at_hi"), ("beyond_lo", "beyond_hi")))
     return Reach(rounding, tie, limit, beyond)
 
@@ -92,19 +93,22 @@ def _kinds(graph: Graph, node: Requant | Pool, quant: Quant, values: dict[str, n
     shift = f - np.broadcast_to(np.asarray(quant.to.f, np.int64), f.shape)
     rows = slice(start, start + len(n))
     if isinstance(node, Pool):
-        rounded, floor, tie = _mean_parts(n, graph.structure[node.sources[0]].present(x.counts[node.group][rows]), shift, quant)
+        near, floor, tie = _mean_parts(n, graph.structure[node.sources[0]].present(x.counts[node.group][rows]), shift, quant)
     else:
-        rounded, floor = shift_round(n, shift, quant.round), shift_round(n, shift, "floor")
-        right = np.maximum(shift, 0)
-        tie = (shift > 0) & (n - (floor << right) == (np.int64(1) << right) >> 1)
+        near = rounded(n, shift, quant)
+        right = np.maximum(shift + dropped(n, shift, quant.mantissa), 0)
+        floor = np.right_shift(n, right)
+        tie = (right > 0) & (n - (floor << right) == (np.int64(1) << right) >> 1)
     lo, hi = limits(quant, n.shape[-1])
+    one = np.left_shift(np.int64(1), dropped(hi, 0, quant.mantissa))  # the last step of the format
+    next_lo, next_hi = lo - one, hi + one
     kinds = {
         "tie_even": tie & (floor & 1 == 0),
         "tie_odd": tie & (floor & 1 == 1),
-        "at_lo": rounded == lo,
-        "at_hi": rounded == hi,
-        "beyond_lo": rounded == lo - 1,
-        "beyond_hi": rounded == hi + 1,
+        "at_lo": near == lo,
+        "at_hi": near == hi,
+        "beyond_lo": near == next_lo,
+        "beyond_hi": near == next_hi,
     }
     return {kind: _any(graph, node, hits, x, rows) for kind, hits in kinds.items()}
 
@@ -113,8 +117,9 @@ def _mean_parts(n: Int64, count: Int64, shift: Int64, quant: Quant) -> tuple[Int
     total = np.where((np.arange(n.shape[1]) < count[:, None])[:, :, None], n, 0).sum(axis=1)
     numerator: Int64 = total << np.maximum(-shift, 0)
     denominator: Int64 = np.left_shift(np.maximum(count, 1)[:, None], np.maximum(shift, 0))
-    floor = rational(numerator, denominator, "floor")
-    return rational(numerator, denominator, quant.round), floor, 2 * (numerator - floor * denominator) == denominator
+    step = np.left_shift(denominator, dropped(np.abs(numerator) // denominator, 0, quant.mantissa))
+    floor = rational(numerator, step, "floor")
+    return rounded_rational(numerator, denominator, quant), floor, 2 * (numerator - floor * step) == step
 
 
 def _any(graph: Graph, node: Node, hits: Bool, x: Features, rows: slice) -> Bool:

@@ -60,11 +60,16 @@ class Fixed:
 
 @dataclass(frozen=True, eq=False)
 class Quant:
-    """A format, how bits are dropped below it, and what happens beyond it. There is no default mode."""
+    """A format, how bits are dropped below it, and what happens beyond it. There is no default mode.
+
+    mantissa: None for fixed point. With M, of the integers of `to` only those of at most M + 1 significant bits are values, as in a minifloat of M mantissa
+    bits: n is rounded to a multiple of 2**(msb(n) - M) where that is above 1, and saturates at the largest such integer of either sign (`sat_sym`).
+    """
 
     to: Fixed
     round: Round
     over: Overflow
+    mantissa: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

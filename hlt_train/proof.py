@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from hlt_train.arithmetic import limits, overflow, rational, shift_round
+from hlt_train.arithmetic import dropped, limits, overflow, rounded, rounded_rational
 from hlt_train.errors import UsageError
 from hlt_train.graph import Add, Affine, Concat, Flatten, Graph, Input, Node, Output, Pool, Quant, Requant, Window, score_weights
 
@@ -110,12 +110,14 @@ def _affine(node: Affine, source: Proof) -> Proof:
 
 def _quantised(node: Node, lo: Int64, hi: Int64, shift: Int64, quant: Quant) -> Proof:
     """The interval after shift, rounding and overflow; monotonic steps, so the ends suffice."""
-    half = np.where(shift > 0, 2.0 ** np.maximum(shift - 1, 0).astype(np.float64), 0.0) if quant.round != "floor" else np.zeros(shift.shape)
+    # Bits that are rounded away of a number that was shifted to the left first.
+    bits = np.maximum(shift, 0) + np.maximum(dropped(lo, shift, quant.mantissa), dropped(hi, shift, quant.mantissa))
+    half = np.where(bits > 0, 2.0 ** np.maximum(bits - 1, 0).astype(np.float64), 0.0) if quant.round != "floor" else np.zeros(shift.shape)
     least, most = limits(quant, len(lo))
     wrap = (most - least + 1).astype(np.float64) if quant.over == "wrap" else np.float64(0)
     ends = np.maximum(_left(lo, -shift), _left(hi, -shift))
     _check(node, float((ends + half + wrap).max()))
-    lo, hi = shift_round(lo, shift, quant.round), shift_round(hi, shift, quant.round)
+    lo, hi = rounded(lo, shift, quant), rounded(hi, shift, quant)
     bound = int((ends + half).max())
     if quant.over == "wrap":
         inside = (lo >= least) & (hi <= most)
@@ -129,13 +131,14 @@ def _quantised(node: Node, lo: Int64, hi: Int64, shift: Int64, quant: Quant) -> 
 def _mean(node: Pool, source: Proof, length: int, f: Int64, quant: Quant) -> Proof:
     gain = np.broadcast_to(np.asarray(quant.to.f, np.int64), f.shape) - f
     up, down = np.maximum(gain, 0), np.maximum(-gain, 0)
-    # Twice the numerator plus twice the denominator covers every rounding rule.
-    _check(node, float((2 * length * _left(_magnitude(source), gain) + 2 * length * 2.0 ** down.astype(np.float64)).max()))
-    bound = int((2 * length * (_magnitude(source) << up) + (2 * length << down)).max())
+    # Twice the numerator plus twice the denominator covers every rounding rule; a denominator shifted to a mantissa is not above the numerator or itself.
+    times = 2 if quant.mantissa is None else 4
+    _check(node, float((times * length * _left(_magnitude(source), gain) + 2 * length * 2.0 ** down.astype(np.float64)).max()))
+    bound = int((times * length * (_magnitude(source) << up) + (2 * length << down)).max())
     one = np.int64(1)
     # The mean of count values lies within their interval; count 0 gives 0.
-    lo = rational(np.minimum(source.lo, 0) << up, one << down, quant.round)
-    hi = rational(np.maximum(source.hi, 0) << up, one << down, quant.round)
+    lo = rounded_rational(np.minimum(source.lo, 0) << up, one << down, quant)
+    hi = rounded_rational(np.maximum(source.hi, 0) << up, one << down, quant)
     last = _quantised(node, lo, hi, np.zeros_like(gain), quant)
     bound = max(bound, last.bound)
     return _proof(last.lo, last.hi, bound, f24=1 << 23)

@@ -93,6 +93,10 @@ def _quant(node: Node, quant: Quant, source: Structure) -> np.ndarray:
     for value, kind in ((quant.round, Round), (quant.over, Overflow)):
         if value not in typing.get_args(kind):
             raise _refuse(node, f"no such mode: '{value}'", near=nearest(str(value), typing.get_args(kind)), then=f"one of: {', '.join(typing.get_args(kind))}")
+    if quant.mantissa is not None and (type(quant.mantissa) is not int or quant.mantissa < 0):
+        raise _refuse(node, f"a mantissa has 0 bits or more, found {quant.mantissa!r}")
+    if quant.mantissa is not None and quant.over != "sat_sym":
+        raise _refuse(node, f"a minifloat saturates at its largest number of either sign, not by {quant.over}", near=("sat_sym",))
     f = np.array(np.broadcast_to(np.asarray(quant.to.f, np.int64), source.n))
     if source.f is not None and np.abs(source.f - f).max(initial=0) > SHIFT:
         raise _refuse(node, f"shifts by {int(np.abs(source.f - f).max())} bits, more than {SHIFT}")

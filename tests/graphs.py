@@ -113,6 +113,28 @@ def convolution(seed: int, *, kind: str = "sum", length: int = 9, stride: int = 
     return _finish(rng, nodes, "rho_act", 5, outputs)
 
 
+def minifloat(seed: int, *, kind: str = "sum", signed: bool = True, outputs: int = 2, round: str | None = None) -> Graph:
+    """Constituents -> phi -> pool -> rho -> logits, every loss of bits a minifloat, of another mantissa, with exponents per feature on either side."""
+    rng = np.random.default_rng(seed)
+
+    def mini(n: int, f: int, width: int, mantissa: int) -> Quant:
+        found = quant(rng, n, f, width=width, round=round, over="sat_sym", signed=signed)
+        return Quant(found.to, found.round, found.over, mantissa)
+
+    nodes: list[Node] = [
+        input_node("in_jets", group(rng, "jets", 3, 5), Fixed(True, 3, 3)),
+        input_node("in_event", group(rng, "event", 3), Fixed(True, 3, 2)),
+        affine(rng, "phi", "in_jets", 3, 5, relu=False),
+        Requant("phi_act", ("phi",), mini(5, 6, 9, 2)),
+        Pool("pool", ("phi_act",), kind, "jets", mini(5, 7, 10, 3) if kind == "mean" else None),  # type: ignore[arg-type]
+        Requant("event_act", ("in_event",), mini(3, 9, 13, 1)),
+        Concat("all", ("pool", "event_act")),
+        affine(rng, "rho", "all", 8, 6, relu=False, f=9),
+        Requant("rho_act", ("rho",), mini(6, 4, 8, 0)),
+    ]
+    return _finish(rng, nodes, "rho_act", 6, outputs)
+
+
 def _finish(rng: np.random.Generator, nodes: list[Node], source: str, n: int, outputs: int) -> Graph:
     score = np.array([1, -1] if outputs == 2 else [0] * (outputs - 1) + [1], np.int64)
     last = affine(rng, "logits", source, n, outputs, relu=False)

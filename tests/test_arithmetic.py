@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hlt_train.arithmetic import input_step, limits, rational, requantise
+from hlt_train.arithmetic import input_step, limits, rational, requantise, rounded_rational
 from hlt_train.graph import Fixed, Quant
 
 ROUNDS = ("floor", "half_up", "half_even")
@@ -74,6 +75,63 @@ def test_per_channel_formats_are_the_channels_one_by_one(data: st.DataObject) ->
     for k in range(4):
         expected = [reference(int(v), int(f[k]), (signed, int(i[k]), int(to[k])), rule, over) for v in n[:, k]]
         assert found[:, k].tolist() == expected
+
+
+# ------------------------------------------------------------------------------------------------------------------------------------ minifloats
+
+
+def step_of(value: Fraction, mantissa: int) -> int:
+    """The distance of minifloats at a number: 1 where they are subnormal."""
+    step = 1
+    while abs(value) >= step << mantissa + 1:
+        step *= 2
+    return step
+
+
+def minifloat(value: Fraction, mantissa: int, exponent: int, signed: bool, rule: str) -> int:
+    """The integer of smallest steps that stands for a number, by the definition of the format; the two neighbours are found one by one."""
+    step = step_of(value, mantissa)
+    n = rounded(value / step, rule) * step
+    hi = ((2 << mantissa) - 1) << ((1 << exponent) - 2)
+    return min(max(n, -hi if signed else 0), hi)
+
+
+def mini(mantissa: int, exponent: int, signed: bool, rule: str, f: int = 0) -> Quant:
+    return Quant(Fixed(signed, mantissa + (1 << exponent) - 1 - f, f), rule, "sat_sym", mantissa)  # type: ignore[arg-type]
+
+
+MINI = (st.integers(0, 6), st.integers(1, 4), st.booleans(), st.sampled_from(ROUNDS))
+
+
+@given(st.lists(numbers, min_size=1, max_size=20), st.integers(-10, 30), *MINI)
+def test_a_minifloat_is_the_rounded_fraction(n: list[int], shift: int, mantissa: int, exponent: int, signed: bool, rule: str) -> None:
+    """Also of numbers whose own exponent is coarser than the smallest step, and of those far below it."""
+    n = [v if shift >= 0 else v % 100_000 for v in n]
+    found = requantise(np.array(n, np.int64)[:, None], np.array([shift], np.int64), mini(mantissa, exponent, signed, rule))
+    assert found.ravel().tolist() == [minifloat(Fraction(v) / Fraction(2) ** shift, mantissa, exponent, signed, rule) for v in n]
+
+
+@pytest.mark.parametrize("rule", ROUNDS)
+@pytest.mark.parametrize(("exponent", "mantissa"), [(2, 1), (3, 2), (4, 3), (1, 0), (2, 0), (3, 0), (5, 2)])
+def test_every_tie_and_limit_of_named_minifloats(exponent: int, mantissa: int, rule: str) -> None:
+    """All values, the middles between them, and what lies one eighth of the smallest step beside either; subnormal numbers and saturation among them."""
+    codes = [m << max(c - 1, 0) for c in range(1 << exponent) for m in range(1 << mantissa, 2 << mantissa) if c] + list(range(1 << mantissa))
+    values = sorted({*codes, *(-c for c in codes)})
+    eighths = [8 * v + d for v in values for d in (-1, 0, 1)] + [4 * (a + b) + d for a, b in itertools.pairwise(values) for d in (-1, 0, 1)]
+    eighths += [9 * values[-1], 20 * values[-1], -9 * values[-1], -100 * values[-1]]
+    quant = mini(mantissa, exponent, True, rule)
+    found = requantise(np.array(eighths, np.int64)[:, None], np.array([3], np.int64), quant).ravel().tolist()
+    assert found == [minifloat(Fraction(v, 8), mantissa, exponent, True, rule) for v in eighths]
+    assert set(found) == set(values)
+    assert tuple(int(v[0]) for v in limits(quant, 1)) == (values[0], values[-1])
+
+
+@given(st.integers(-(2**40), 2**40), st.integers(1, 2**20), *MINI)
+def test_a_quotient_is_rounded_to_a_minifloat_once(numerator: int, denominator: int, mantissa: int, exponent: int, signed: bool, rule: str) -> None:
+    quant = mini(mantissa, exponent, signed, rule)
+    quotient = rounded_rational(np.array([[numerator]], np.int64), np.array([[denominator]], np.int64), quant)
+    found = requantise(quotient, np.array([0], np.int64), quant)
+    assert found.item() == minifloat(Fraction(numerator, denominator), mantissa, exponent, signed, rule)
 
 
 @given(st.integers(-(2**40), 2**40), st.integers(1, 2**20), st.sampled_from(ROUNDS))

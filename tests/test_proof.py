@@ -28,6 +28,8 @@ MAKERS = {
     "convolution": graphs.convolution,
     "wild": graphs.wild,
     "wild windows": graphs.wild_windows,
+    "minifloat": graphs.minifloat,
+    "minifloat mean": lambda seed: graphs.minifloat(seed, kind="mean", signed=False),
 }
 
 
@@ -112,6 +114,14 @@ def test_the_rounding_constant_is_in_the_bound() -> None:
     assert not proof.f24
     floor = dataclasses.replace(requant, quant=dataclasses.replace(requant.quant, round="floor"))
     assert prove(Graph((*nodes[:-2], floor, nodes[-1])))["q"].f24
+
+
+def test_the_rounding_constant_of_a_minifloat_is_half_a_step_at_the_largest_number() -> None:
+    """-8 rounds at steps of 4 where only two significant bits are kept, one of them below the binary point of the new grid."""
+    graph = one_layer([[1]], [0])
+    requant = Requant("q", ("dense",), Quant(Fixed(True, 5, -1), "half_up", "sat_sym", 1))
+    proof = prove(Graph((*graph.nodes[:-1], requant, Output("out", ("q",), ("y0",), "none"))))["q"]
+    assert (proof.bound, proof.lo.tolist(), proof.hi.tolist()) == (8 + 2, [-4], [4])
 
 
 @pytest.mark.parametrize(

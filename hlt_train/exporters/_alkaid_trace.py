@@ -51,6 +51,10 @@ def refuse(graph: Graph) -> None:
         f = graph.structure[node.name].f
         assert f is not None
         near = ("cpp",)
+        if isinstance(node, Requant | Pool) and node.quant is not None and node.quant.mantissa is not None:
+            raise _refusal(
+                node, "rounds to a minifloat: alkaid holds fixed point only", ("cpp", "onnx"), "train with activations ufixed, or export with cpp or onnx"
+            )
         if isinstance(node, Pool) and node.kind == "mean":
             raise _refusal(node, "is a mean: alkaid has no division by a number of constituents", ("sum",), "train with pool sum, or export with cpp or onnx")
         if np.abs(f).max(initial=0) > EXPONENT:

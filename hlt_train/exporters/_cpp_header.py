@@ -23,7 +23,7 @@ def header(plan: Plan, namespace: str) -> str:
     Its contents sit in an inline namespace called after their hash, and the include guard is too: two networks, or two versions of one, may be linked into
     the same program from different translation units.
     """
-    paths = [Plain(plan), *((path(plan) for path in (Sse2, Avx2, Avx512, Vnni, Neon)) if plan.exact else ())]
+    paths = [Plain(plan), *((path(plan) for path in (Sse2, Avx2, Avx512, Vnni, Neon)) if plan.exact and not plan.minifloats else ())]
     body = "\n".join([_description(plan), _runtime(plan), *(_path(plan, path) for path in paths), _entries(plan, paths)])
     digest = hashlib.sha256(body.encode()).hexdigest()[:16]
     guard = f"HLT_TRAIN_NET_{digest.upper()}"
@@ -106,7 +106,9 @@ def _description(plan: Plan) -> str:
 
 def _runtime(plan: Plan) -> str:
     text = template("net_runtime.hpp") + "\n"
-    if plan.exact:
+    if plan.minifloats:
+        text += template("net_minifloat.hpp") + "\n"
+    elif plan.exact:
         text += _guarded(Sse2.guard, template("net_sse2.hpp")) + "\n"
         for guard in dict.fromkeys(kernels.guard for kernels in KERNELS.values()):
             text += _guarded(guard, "\n".join(_kernels(name) for name, kernels in KERNELS.items() if kernels.guard == guard)) + "\n"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hlt_train.arithmetic import limits, shift_round
+from hlt_train.arithmetic import limits, rounded, shift_round
 from hlt_train.errors import UsageError
 from hlt_train.exporters._cpp_plan import Loop, Plan, Value
 from hlt_train.exporters._cpp_text import array, comment, float_literal, int_literal, int_type
@@ -251,7 +251,11 @@ class Plain:
         denominator = f"std::int64_t{{{count} > 0 ? {count} : 1}}" + _times(self._ints(f"{value.word}_over_", over, "std::int64_t"))
         lo = shift_round(np.minimum(source.lo, 0) * times, np.zeros(value.n, np.int64), "floor")
         hi = np.maximum(source.hi, 0) * times
-        result = self._overflow(value, quant, f"divide_{quant.round}({numerator}, {denominator})", "std::int64_t", lo - 1, hi + 1)
+        if quant.mantissa is None:
+            quotient = f"divide_{quant.round}({numerator}, {denominator})"
+        else:
+            quotient, lo, hi = f"minifloat_divide<Round::{quant.round}>({numerator}, {denominator}, {quant.mantissa})", 2 * lo, 2 * hi
+        result = self._overflow(value, quant, quotient, "std::int64_t", lo - 1, hi + 1)
         return each(value.n, f"{value.word}[i] = static_cast<{value.type}>({result});")
 
     def _requantise(self, value: Value, quant: Quant, source: Value) -> str:
@@ -264,10 +268,14 @@ class Plain:
         if magnitude >= _LARGEST:
             raise self.refusal(value.node, "it needs more than 61 bits")
         lo, hi = self._shifted(quant, source, value)
-        kind = "std::int32_t" if narrow(value, quant, source) else "std::int64_t"
+        # The rounding constant of a minifloat is up to half of the number.
+        kind = "std::int32_t" if narrow(value, quant, source) and (quant.mantissa is None or magnitude < 2**30) else "std::int64_t"
         item = f"{source.word}[i]" if source.type == kind else f"static_cast<{kind}>({source.word}[i])"
         scaled = item + _times(self._ints(f"{value.word}_left_", left, kind))
-        if right.any():
+        if quant.mantissa is not None:
+            by = self._ints(f"{value.word}_shift_", right, "int")
+            scaled = f"minifloat_shift<Round::{quant.round}, {kind}>({scaled}, {by}, {quant.mantissa})"
+        elif right.any():
             by = self._ints(f"{value.word}_shift_", right, "int")
             shifted = f"shift_{quant.round}<{kind}>({scaled}, {by})"
             scaled = shifted if right.all() else f"({by} > 0 ? {shifted} : {scaled})"
@@ -277,7 +285,7 @@ class Plain:
     def _shifted(quant: Quant, source: Value, value: Value) -> tuple[np.ndarray, np.ndarray]:
         """Bounds after shift and rounding, before overflow."""
         shift = source.f - value.f
-        lo, hi = (shift_round(bound, np.minimum(shift, 62), quant.round) for bound in (source.lo, source.hi))
+        lo, hi = (rounded(bound, np.minimum(shift, 62), quant) for bound in (source.lo, source.hi))
         return lo, hi
 
     def _inside(self, value: Value, quant: Quant, source: Value) -> bool:

@@ -21,7 +21,8 @@ _RESERVED = frozenset(  # what the header declares or uses
     """
     affine affine_float affine_madd avx2 avx512 Branches chosen clamp count derive derived detail dispatch_error divide_floor divide_half_even
     divide_half_up evaluate evaluate_batch evaluate_groups exact exponents Features first gelu Group groups has has_avx2 has_avx512 has_baseline has_not
-    has_score has_vnni i in_order4 Input input is_nan j least limit link load4 load_bits Logit logits madd128 madd256 madd512 madd_block n_groups n_outputs
+    has_score has_vnni highest i in_order4 Input input is_nan j least limit link load4 load_bits Logit logits madd128 madd256 madd512 madd_block magnitude
+    minifloat_divide minifloat_shift n_groups n_outputs
     n_paths nearest neon normalise opaque opaque4 outputs P p part passes Path path paths plain positions quantise quantise4 quantise_all relu
     requantise_sat Round same score shift4 shift_floor shift_half_even shift_half_up silu sse2 standardise std tanh v vnni vnni256 vnni512 working_points
     WorkingPoint wrap x
@@ -151,6 +152,12 @@ class Plan:
     def exact(self) -> bool:
         """Whether the outputs are integers."""
         return self.output.exact
+
+    @property
+    def minifloats(self) -> list[str]:
+        """Names of the nodes that round to a minifloat, which only the plain path does."""
+        quants = [(value.node.name, getattr(value.node, "quant", None)) for value in self.values]
+        return [name for name, quant in quants if quant is not None and quant.mantissa is not None]
 
     @property
     def logit(self) -> str:

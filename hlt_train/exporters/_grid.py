@@ -26,7 +26,8 @@ Evaluate = Callable[[Mapping[str, np.ndarray], Mapping[str, np.ndarray]], np.nda
 
 def write_graph(graph: Graph, directory: Path) -> None:
     """graph.json, of which `load` takes the input step."""
-    files.write_document(directory / "graph.json", FORMAT, VERSION, {"nodes": to_document(graph)["nodes"]})
+    document = to_document(graph)
+    files.write_document(directory / "graph.json", FORMAT, document["version"], {"nodes": document["nodes"]})
 
 
 def read_graph(directory: Path) -> Graph:

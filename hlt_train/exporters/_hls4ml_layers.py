@@ -199,6 +199,8 @@ class Layers:
 
     def _requant(self, node: Requant, source: Array) -> Array:
         quant = node.quant
+        if quant.mantissa is not None:
+            raise refuse(node, "rounds to a minifloat, and a type of hls4ml is fixed point", near=("cpp", "onnx"), then="train with activations ufixed")
         if quant.round not in ROUNDING or quant.over not in OVERFLOW:
             raise refuse(node, f"{quant.round} with {quant.over} is not a mode of ap_fixed")
         lo, hi = limits(quant, source.n)

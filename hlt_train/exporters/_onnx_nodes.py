@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hlt_train.arithmetic import limits, shift_round
+from hlt_train.arithmetic import dropped, limits, rounded
 from hlt_train.errors import UsageError
 from hlt_train.exporters._onnx_builder import Builder
 from hlt_train.exporters._onnx_profiles import Profile
@@ -169,10 +169,28 @@ class Emitter:
         f, target, before = self.graph.structure[node.sources[0]].f, self.graph.structure[node.name].f, self.proofs[node.sources[0]]
         assert f is not None
         assert target is not None
-        if (f > target).any():
+        most = max(int(dropped(end, f - target, node.quant.mantissa).max()) for end in (before.lo, before.hi))
+        if most:
+            step = self._step(self.to.op("Abs", n), node.quant, most)
+            n = self.to.op("Mul", self._round(self.to.op("Div", n, step), node.quant), step)
+        elif (f > target).any():
             n = self._round(n, node.quant)
-        lo, hi = (shift_round(end, f - target, node.quant.round) for end in (before.lo, before.hi))
+        lo, hi = (rounded(end, f - target, node.quant) for end in (before.lo, before.hi))
         return self._overflow(n, lo, hi, node.quant)
+
+    def _step(self, size: str, quant: Quant, most: int) -> str:
+        """The step of a minifloat at each size >= 0, from 1 to 2**most, exactly: 2**k is one more than the sum of the powers of two below it.
+
+        Dividing by a power of two is exact, and so is multiplying by it again.
+        """
+        assert quant.mantissa is not None
+        to, powers_below = self.to, powers(np.arange(most))
+        reached = to.op("GreaterOrEqual", self._last(size), to.constant(powers_below * np.float32(2.0 ** (quant.mantissa + 1)), "binades"))
+        return to.op("Add", to.op("MatMul", to.op("Cast", reached, to=1), to.constant(powers_below, "steps")), to.constant(1.0))
+
+    def _last(self, x: str) -> str:
+        """With one more axis behind the others."""
+        return self.to.op("Unsqueeze", x, self.to.constant(np.array([-1]), "axes", np.int64))
 
     def _round(self, n: str, quant: Quant) -> str:
         if quant.round == "half_even":
@@ -268,6 +286,12 @@ class Emitter:
         gain, source = target - f, self.proofs[node.sources[0]]
         numerator = to.op("Mul", total, to.constant(powers(np.maximum(gain, 0)), "gain"))
         denominator = to.op("Mul", many, to.constant(powers(np.maximum(-gain, 0)), "loss"))
+        ends = np.minimum(source.lo, 0), np.maximum(source.hi, 0)
+        step = None
+        most = max(int(dropped(np.abs(end) << np.maximum(gain, 0), np.maximum(-gain, 0), quant.mantissa).max()) for end in ends)
+        if most:
+            step = self._step(to.op("Floor", to.op("Div", to.op("Abs", numerator), denominator)), quant, most)
+            denominator = to.op("Mul", denominator, step)
         if quant.round == "floor":
             n = to.op("Floor", to.op("Div", numerator, denominator))
         else:
@@ -278,7 +302,8 @@ class Emitter:
                 odd = to.op("Sub", n, to.op("Mul", to.op("Floor", to.op("Mul", n, to.constant(0.5))), two))
                 tie = to.op("Equal", upper, to.op("Mul", n, doubled))
                 n = to.op("Sub", n, to.op("Where", tie, odd, to.constant(0.0)))
-        lo, hi = (shift_round(end, -gain, quant.round) for end in (np.minimum(source.lo, 0), np.maximum(source.hi, 0)))
+        n = n if step is None else to.op("Mul", n, step)
+        lo, hi = (rounded(end, -gain, quant) for end in ends)
         return self._overflow(n, lo, hi, quant)
 
     def _output(self, node: Output, x: str) -> str:

@@ -126,7 +126,7 @@ class QdqEmitter(Emitter):
     def _requant(self, node: Requant, n: str) -> str:
         f, target, quant = self._f(node.sources[0]), self._f(node.name), node.quant
         rounds = bool((f > target).any())
-        if quant.over != "wrap" and (quant.round == "half_even" or not rounds) and self._holds(node):
+        if quant.over != "wrap" and quant.mantissa is None and (quant.round == "half_even" or not rounds) and self._holds(node):
             return self._quantised(node, self._clamped(node, n))
         integers = self._as_integers(n, target)
         return self._scaled(self._rounded(node, integers), target)

@@ -246,6 +246,8 @@ class Model:
 
     def _requant(self, node: Requant, source: str, shape: list[int]) -> str:
         quant, n = node.quant, self.graph.structure[node.name].n
+        if quant.mantissa is not None:
+            raise refuse(node, "rounds to a minifloat, and a Quant is fixed point", near=("cpp", "onnx"), then="train with activations ufixed")
         if quant.round not in ROUNDING:
             raise refuse(node, f"rounds {quant.round}, which QONNX has no word for that hls4ml reads", near=("half_even", "floor", "hls4ml"))
         if quant.over == "wrap":

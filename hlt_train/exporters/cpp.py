@@ -48,7 +48,10 @@ def cpp(*, compiler: str = "") -> Exporter:
         _features([(node.group, node.length, node.variables) for node in plan.inputs], None, directory)
         complete(directory)
         words = find_compiler(compiler)
-        return {"target": "cpp", "bit_exact": plan.exact, "starts_at": "float", "compiler": version(words)}
+        facts = {"target": "cpp", "bit_exact": plan.exact, "starts_at": "float", "compiler": version(words)}
+        if plan.minifloats:
+            facts["vector_paths"] = f"none: '{plan.minifloats[0]}' rounds to a minifloat, which the plain path alone does"
+        return facts
 
     def complete(directory: Path) -> None:
         path = directory / "working_points.json"

@@ -41,6 +41,7 @@ GRAPHS: dict[str, Callable[[], Graph]] = {
     "max": lambda: graphs.deepsets(1, kind="max"),
     "mean": lambda: graphs.deepsets(0, kind="mean"),
     "convolution": lambda: graphs.convolution(0),
+    "minifloat": lambda: graphs.minifloat(0, kind="mean"),
     **{f"wild {seed}": (lambda seed=seed: graphs.wild(seed)) for seed in (0, 1, 15)},
 }
 LONG = {("hls4ml", what) for what in ("mlp", "max", "shift", "overflow", "convolution")}  # a compilation each of what others show too

@@ -49,7 +49,10 @@ TOLERANCE = 1e-5  # of a float network, in units of the largest logit
 
 
 class Row(NamedTuple):
-    """One network: its Requant nodes round and overflow in one way, with a sign or without; formats and exponents of weights per tensor, channel or element."""
+    """One network: its Requant nodes round and overflow in one way, with a sign or without; formats and exponents of weights per tensor, channel or element.
+
+    Overflow "minifloat": numbers of two significant bits, which saturate at the largest of either sign.
+    """
 
     round: str
     over: str
@@ -93,13 +96,16 @@ class Maker:
         return self.put(input_node(f"in_{group}", graphs.group(self.rng, group, n, length), Fixed(True, 3 if self.row.formats == "per tensor" else i, f)), f)
 
     def quant(self, n: int, width: int = 5) -> Quant:
-        """About `width` bits; per element from none to seven."""
+        """About `width` bits, one more of a minifloat; per element from none to seven."""
         signed = self.row.sign == "signed"
+        modes = (self.row.round, self.row.over, None)
+        if self.row.over == "minifloat":
+            width, modes = width + 1, (self.row.round, "sat_sym", 1)
         f = self._exponents(n, 3)
         bits = self.rng.integers(0, 8, n) if self.row.formats == "per element" else np.full(n, width)
         if self.row.formats == "per tensor":
-            return Quant(Fixed(signed, width - int(signed) - 3, 3), self.row.round, self.row.over)  # type: ignore[arg-type]
-        return Quant(Fixed(signed, (bits - int(signed) - f).astype(np.int64), f), self.row.round, self.row.over)  # type: ignore[arg-type]
+            return Quant(Fixed(signed, width - int(signed) - 3, 3), *modes)  # type: ignore[arg-type]
+        return Quant(Fixed(signed, (bits - int(signed) - f).astype(np.int64), f), *modes)  # type: ignore[arg-type]
 
     def affine(self, name: str, source: str, n_out: int, *, relu: bool = False) -> str:
         """Weights of the row's kind times a power of two per tensor, output or weight, aligned to the exponents of the inputs."""
@@ -181,7 +187,7 @@ FAMILIES: dict[str, Callable[[Maker], str]] = {
 
 FACTORS: dict[str, tuple[str, ...]] = {
     "round": ("floor", "half_up", "half_even"),
-    "over": ("wrap", "sat", "sat_sym"),
+    "over": ("wrap", "sat", "sat_sym", "minifloat"),
     "sign": ("signed", "unsigned"),
     "formats": ("per tensor", "per channel", "per element"),
     "weights": ("full", "ternary", "binary", "power of two"),
@@ -295,7 +301,13 @@ def _qdq(row: Row) -> str:
     return "" if row.formats == "per tensor" else "one exponent per tensor"
 
 
+def _fixed(row: Row) -> str:
+    return "minifloat" if row.over == "minifloat" else ""
+
+
 def _hls4ml(row: Row) -> str:
+    if _fixed(row):
+        return _fixed(row)
     if row.family == "DeepSets mean":
         return "mean"
     return "maximum that can be negative" if row.family == "DeepSets max" and row.sign == "signed" else ""
@@ -303,6 +315,7 @@ def _hls4ml(row: Row) -> str:
 
 def _qonnx(row: Row) -> str:
     said = {
+        "minifloat": row.over == "minifloat",
         "concatenation": row.family.startswith("DeepSets"),
         "half up": row.round == "half_up",
         "wrap": row.over == "wrap",
@@ -317,7 +330,7 @@ TARGETS: dict[str, Target] = {
     "onnx, QDQ": Target(lambda: onnx(quantised="qdq"), _qdq, (), (99, 1000), 100_000),
     "hls4ml": Target(hls4ml, _hls4ml, (), (1, 3000), 100_000),
     "qonnx": Target(qonnx, _qonnx, (), (99, 1000), 100_000),
-    "alkaid": Target(alkaid, lambda row: "mean" if row.family == "DeepSets mean" else "", (), (99, 1000), 100_000),
+    "alkaid": Target(alkaid, lambda row: _fixed(row) or ("mean" if row.family == "DeepSets mean" else ""), (), (99, 1000), 100_000),
     "lwtnn": Target(lwtnn, lambda row: "rounding", ("float MLP", "float DeepSets sum"), (0, 0), 0),
 }
 
