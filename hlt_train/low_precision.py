@@ -10,8 +10,9 @@ each of the first 50 steps, where the paper trains once in float32 to find them.
 
 Validation, checkpoints and exports use the stored parameters in a float32 network, or in the student's own formats: low precision is of training alone.
 
-How it travels: the exponents of all groups are one more leaf beside the parameters, `Scaled.scales`. Its "gradient" is not a gradient but what the quantisers
-counted (`DynamicFormat.rates`), so that the mean over workers and devices is the rate over all of them, and the optimiser's step moves the exponents.
+How it travels: the exponents of all groups are a companion of the network (`hlt_train.beside`), float32 `[products, 6, 3]`: integer bits of every group in
+`[..., 0]` and two places that its counts come through. Its "gradient" is not a gradient but what the quantisers counted (`DynamicFormat.rates`), so that the
+mean over workers and devices is the rate over all of them, and its optimiser (`exponents`) moves them.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from hlt_train.beside import Beside, Companion
 from hlt_train.errors import UsageError, nearest
 from hlt_train.precision.config import mode
 from hlt_train.precision.dynamic import DynamicFormat, holding, moved
@@ -32,11 +34,11 @@ from hlt_train.precision.formats import parse_format
 from hlt_train.precision.grid import ROUNDINGS, Round, folded
 from hlt_train.precision.minifloat import MiniFormat
 from hlt_train.precision.products import count_products, with_products
-from hlt_train.strategies import Info, Strategy
 from hlt_train.types import Batch
-from hlt_train.validation import Losses
 
-__all__ = ["LowPrecision", "Scaled", "learning", "optimiser", "scaled"]
+__all__ = ["SCALES", "LowPrecision", "exponents", "learning", "scales", "storage"]
+
+SCALES = "low_precision"  # name of the companion
 
 GROUPS = 6  # of a product: left, right, result; gradients with respect to the result, left, right
 COUNTS = 3  # what a group counts: `DynamicFormat.rates`
@@ -97,25 +99,18 @@ class LowPrecision:
         return found
 
 
-class Scaled(NamedTuple):
-    """network: the parameters; scales: float32 `[products, 6, 3]`, integer bits of every group in `[..., 0]` and two places that its counts come through."""
-
-    network: Any
-    scales: Any
-
-
-def learning(low: LowPrecision, losses: Losses) -> Losses:
-    """The losses with low-precision products: (`Scaled`, batch, key) -> as before."""
+def learning(low: LowPrecision, loss: Callable[[Beside, Batch, Any], Any]) -> Callable[[Beside, Batch, Any], Any]:
+    """The same function of (`Beside`, batch, key) with low-precision products; `Beside.others[SCALES]` holds the exponents."""
     forward, backward = low.format("forward"), low.format("backward")
 
-    def of_scaled(params: Any, batch: Batch, key: Any) -> Any:
+    def in_low_precision(params: Beside, batch: Batch, key: Any) -> Any:
         def product(number: int, left: jax.Array, right: jax.Array, dot: Callable[[jax.Array, jax.Array], jax.Array]) -> jax.Array:
             own = folded(folded(key, number), 0x10)
-            return _product(forward, backward, dot)(left, right, params.scales[number], own)
+            return _product(forward, backward, dot)(left, right, params.others[SCALES][number], own)
 
-        return with_products(lambda network: losses(network, batch, key), product)(params.network)
+        return with_products(lambda network, others: loss(Beside(network, others), batch, key), product)(params.network, params.others)
 
-    return of_scaled
+    return in_low_precision
 
 
 def _product(forward: Training, backward: Training, dot: Callable[[jax.Array, jax.Array], jax.Array]) -> Callable[..., jax.Array]:
@@ -147,58 +142,76 @@ def _product(forward: Training, backward: Training, dot: Callable[[jax.Array, ja
     return product
 
 
-class _State(NamedTuple):
-    """Of the optimiser: its own, the step, what groups counted since their last change, and the exponents of stored parameters with their counts."""
+def _followed(low: LowPrecision, period: int, integer: jax.Array, counts: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Exponents `[...]` after this step and the counts `[..., 3]` since their last change: zero again where they may have changed."""
+    due = (step + 1) % period == 0
+    settled = jnp.where(due, moved(integer, counts / period, low.overflow), integer)
+    settling = step < SETTLING
+    return jnp.where(settling, jnp.ceil(counts[..., 2]), settled), jnp.where(due | settling, 0.0, counts)
+
+
+class _Following(NamedTuple):
+    """The step, and what groups counted since their last change."""
+
+    step: jax.Array
+    counts: jax.Array
+
+
+def exponents(low: LowPrecision, *, batch: int) -> optax.GradientTransformation:
+    """The optimiser of the exponents: they follow their groups. batch: examples per step."""
+    period = max(1, round(low.every / batch))
+
+    def init(scales: Any) -> _Following:
+        return _Following(jnp.zeros((), jnp.int32), jnp.zeros_like(scales))
+
+    def update(counted: Any, state: Any, scales: Any = None) -> tuple[Any, Any]:
+        assert scales is not None
+        integer, counts = _followed(low, period, scales[..., 0], state.counts + counted, state.step)
+        return jnp.zeros_like(scales).at[..., 0].set(integer - scales[..., 0]), _Following(state.step + 1, counts)
+
+    return optax.GradientTransformation(init, update)
+
+
+class _Stored(NamedTuple):
+    """Of the optimiser of the network: its own, the step, and the exponents of stored parameters with what they counted since their last change."""
 
     own: Any
     step: jax.Array
+    exponents: jax.Array
     counts: jax.Array
-    stored: jax.Array
-    stored_counts: jax.Array
 
 
-def optimiser(low: LowPrecision, inner: optax.GradientTransformation, *, batch: int, seed: int) -> optax.GradientTransformation:
-    """An optimiser of `Scaled`: parameters stay in the format of the storage, and exponents follow their groups.
+def storage(low: LowPrecision, inner: optax.GradientTransformation, *, batch: int, seed: int) -> optax.GradientTransformation:
+    """An optimiser of the network's parameters that leaves them in the format of the storage.
 
     Args:
         low: the formats.
-        inner: of the network's parameters.
+        inner: what wants to change them.
         batch: examples per step.
         seed: of stochastic rounding.
     """
-    storage, period = low.format("storage"), max(1, round(low.every / batch))
+    to, period = low.format("storage"), max(1, round(low.every / batch))
 
-    def followed(integer: jax.Array, counts: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Exponents `[...]` after this step and the counts `[..., 3]` since their last change: zero again where they may have changed."""
-        due = (step + 1) % period == 0
-        settled = jnp.where(due, moved(integer, counts / period, low.overflow), integer)
-        settling = step < SETTLING
-        return jnp.where(settling, jnp.ceil(counts[..., 2]), settled), jnp.where(due | settling, 0.0, counts)
-
-    def init(params: Any) -> _State:
-        leaves = list(map(jnp.asarray, jax.tree.leaves(params.network)))
-        stored = jnp.stack([_fitting(leaf) for leaf in leaves])
-        return _State(inner.init(params.network), jnp.zeros((), jnp.int32), jnp.zeros_like(params.scales), stored, jnp.zeros((len(leaves), COUNTS)))
+    def init(params: Any) -> _Stored:
+        leaves = list(map(jnp.asarray, jax.tree.leaves(params)))
+        return _Stored(inner.init(params), jnp.zeros((), jnp.int32), jnp.stack([_fitting(leaf) for leaf in leaves]), jnp.zeros((len(leaves), COUNTS)))
 
     def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         assert params is not None
-        wanted, own = inner.update(gradients.network, state.own, params.network)
-        old, structure = jax.tree.flatten(params.network)
+        wanted, own = inner.update(gradients, state.own, params)
+        old, structure = jax.tree.flatten(params)
         new = [p + u for p, u in zip(old, jax.tree.leaves(wanted), strict=True)]
         key = jax.random.fold_in(jax.random.key(seed), state.step) if low.round == "stochastic" else None
-        stored, stored_counts = state.stored, state.stored_counts
-        if isinstance(storage, DynamicFormat):
-            rates = jnp.stack([storage.rates(p, e) for p, e in zip(new, stored, strict=True)])
-            stored, stored_counts = followed(stored, stored_counts + rates, state.step)
+        stored, counts = state.exponents, state.counts
+        if isinstance(to, DynamicFormat):
+            rates = jnp.stack([to.rates(p, e) for p, e in zip(new, stored, strict=True)])
+            stored, counts = _followed(low, period, stored, counts + rates, state.step)
         kept = []
         for k, p in enumerate(new):
             mine = folded(key, k)
-            kept.append(storage.nearest(p, stored[k], mine) if isinstance(storage, DynamicFormat) else p if storage is None else storage.nearest(p, mine))
+            kept.append(to.nearest(p, stored[k], mine) if isinstance(to, DynamicFormat) else p if to is None else to.nearest(p, mine))
         # The difference of two numbers of at most 24 bits apart is exact, and so is its sum with the old one: the parameters are on their grid.
-        updates = jax.tree.unflatten(structure, [b - a for a, b in zip(old, kept, strict=True)])
-        integer, counts = followed(params.scales[..., 0], state.counts + gradients.scales, state.step)
-        change = jnp.zeros_like(params.scales).at[..., 0].set(integer - params.scales[..., 0])
-        return Scaled(updates, change), _State(own, state.step + 1, counts, stored, stored_counts)
+        return jax.tree.unflatten(structure, [b - a for a, b in zip(old, kept, strict=True)]), _Stored(own, state.step + 1, stored, counts)
 
     return optax.GradientTransformation(init, update)
 
@@ -208,27 +221,18 @@ def _fitting(leaf: jax.Array) -> jax.Array:
     return jnp.where(jnp.any(leaf != 0), holding(leaf), 0.0)
 
 
-def scaled(rule: Strategy, losses: Losses, params: Any, batch: Batch) -> Strategy:
-    """The rule with `Scaled` where it has parameters; what is validated, saved and exported is the network's parameters alone.
+def scales(low: LowPrecision, loss: Callable[[Beside, Batch, Any], Any], params: Beside, example: Batch, *, batch: int) -> Companion:
+    """The exponents as a companion.
 
     Args:
-        rule: made with `optimiser`.
-        losses: of the network.
-        params: of the network, for their shapes.
-        batch: one batch, for its shapes.
+        low: the formats.
+        loss: what is learnt, not yet in low precision.
+        params: the network's, with every other companion.
+        example: a batch, for its shapes.
+        batch: examples per step.
 
     Raises:
         UsageError: the network has products that cannot be replaced.
     """
-    products = count_products(lambda p, b: losses(p, b, jax.random.key(0)), params, batch)
-
-    def whole(network: Any) -> Scaled:
-        return Scaled(network, jnp.zeros((products, GROUPS, COUNTS)))
-
-    def init_worker(network: Any, info: Info) -> Any:
-        return rule.init_worker(whole(network), info)
-
-    def init_server(network: Any, info: Info) -> Any:
-        return rule.init_server(whole(network), info)
-
-    return rule._replace(init_worker=init_worker, init_server=init_server, params=lambda w, s: rule.params(w, s).network)
+    products = count_products(lambda network, others, b: loss(Beside(network, others), b, jax.random.key(0)), params.network, params.others, example)
+    return Companion(jnp.zeros((products, GROUPS, COUNTS)), lambda _chosen: exponents(low, batch=batch))

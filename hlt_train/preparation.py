@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from hlt_train import cluster, devices, low_precision, optimisers, plugins
+from hlt_train import cluster, devices, optimisers, plugins
 from hlt_train.configuration import Configuration, merge, steps_of
 from hlt_train.data import normalise
 from hlt_train.data.card import Card
@@ -22,6 +22,7 @@ from hlt_train.data.stream import Stream
 from hlt_train.errors import HltTrainError, UsageError
 from hlt_train.files import read_document, write_text
 from hlt_train.fleet import Fleet
+from hlt_train.learning import Learning, completed, of_losses, raw_inputs
 from hlt_train.low_precision import LowPrecision
 from hlt_train.progress import Progress
 from hlt_train.race import racing
@@ -168,6 +169,7 @@ def assemble(
     mesh: Mesh,
     parent: dict[str, Any] | None,
     extra: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+    learning: Learning | None = None,
 ) -> Prepared:
     """Streams, schedule, optimiser, strategy and plan.
 
@@ -177,32 +179,34 @@ def assemble(
         inputs: the normalisation.
         spec: of the network.
         params: initial parameters.
-        losses: what is learnt.
+        losses: what is validated, and learnt where there is no `learning`.
         mesh: the devices.
         parent: where the initial parameters come from, for the provenance.
         extra: split -> name -> array aligned by row number, for instance a teacher's logits.
+        learning: what is learnt, where that is more.
     """
     extra, workers, local = extra or {}, worker_count(config, mesh), devices.workers(mesh)
-    train = Stream(dataset, "train", inputs, batch=config.batch, workers=workers, seed=config.seed, buffer=config.buffer, extra=extra.get("train"))
+    rows = inputs if learning is None or not learning.raw else raw_inputs(inputs)
+    train = Stream(dataset, "train", rows, batch=config.batch, workers=workers, seed=config.seed, buffer=config.buffer, extra=extra.get("train"))
     whole = VALIDATION_ROWS * local
     validation = Stream(dataset, "validation", inputs, batch=whole, workers=local, seed=config.seed, shuffle=False, extra=extra.get("validation"))
     steps = steps_of(config.length, rows=train.rows, steps_per_epoch=train.steps_per_epoch)
     schedule = optimisers.schedule(config.schedule["name"], config.learning_rate, steps, options(config.schedule))
 
     low = None if config.low_precision is None else LowPrecision.from_config(config.low_precision)
+    mean_weight = float(dataset.mean_weight)
+    example = _some(inputs, extra.get("train", {}))
+    learnt = completed(learning, low, of_losses(losses, mean_weight), params, example, batch=config.batch, seed=config.seed)
 
     def optimiser(rate: optax.Schedule) -> optax.GradientTransformation:
-        made = optimisers.optimiser(config.optimizer["name"], rate, options(config.optimizer))
-        return made if low is None else low_precision.optimiser(low, made, batch=config.batch, seed=config.seed)
+        return learnt.optimiser(optimisers.optimiser(config.optimizer["name"], rate, options(config.optimizer)))
 
     rule = config.strategy["name"]
     setup = Setup(workers, schedule, optimiser, portions=train.steps_per_epoch * workers)
     strategy = plugins.factory("strategies", rule)(setup, **plugins.parse_options("strategies", rule, options(config.strategy)))
     check_transport(strategy, transports.parse(config.transport), config.seed)
-    if low is not None:
-        strategy = low_precision.scaled(strategy, losses, params, _some(inputs, extra.get("train", {})))
-    learning = None if low is None else low_precision.learning(low, losses)
-    task = Task(params, losses, train, validation, float(dataset.mean_weight), config.batch, learning=learning)
+    strategy = learnt.strategy(strategy)
+    task = Task(params, losses, train, validation, mean_weight, config.batch, learning=learnt.gradients)
     plan = Plan(
         steps=steps,
         seed=config.seed,

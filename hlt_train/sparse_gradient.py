@@ -114,12 +114,14 @@ class SparseGradient:
 
 
 def sparse_gradient(task: Task) -> SparseGradient | None:
-    """The gradient of a task whose network reads rows of a table; None for any other network, and with a penalty, whose gradient is dense.
+    """The gradient of a task whose network reads rows of a table.
+
+    None for any other network, and where more is learnt than the losses of rows: such a gradient is dense.
 
     Raises:
         UsageError: the table is too large for the index of an entry.
     """
-    if not isinstance(task.losses, LossOfLogits) or task.penalty is not None:
+    if not isinstance(task.losses, LossOfLogits) or task.penalty is not None or task.learning is not None:
         return None
     network = task.losses.network(task.params)
     if not (hasattr(network, "rows") and hasattr(network, "from_rows")):

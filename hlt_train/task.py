@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from hlt_train.data.stream import Stream
@@ -19,7 +18,7 @@ from hlt_train.record import Plan
 from hlt_train.strategies import Params
 from hlt_train.validation import Losses
 
-__all__ = ["Task", "gradient_of", "rows_between", "stays"]
+__all__ = ["Task", "gradient_of", "rows_between", "stays", "weighted_mean"]
 
 RESIDENT_SHARE = 0.25
 
@@ -35,7 +34,7 @@ class Task(NamedTuple):
         mean_weight: mean training weight over the training split.
         batch: rows per step over all workers.
         penalty: added to the loss of a step; a function of the parameters alone.
-        learning: what gradients are taken of, where that is not `losses`; a function of what the strategy has for parameters.
+        learning: (parameters as the strategy has them, batch, key) -> the loss of a step, where that is more than the weighted mean of `losses`.
     """
 
     params: Params
@@ -45,18 +44,21 @@ class Task(NamedTuple):
     mean_weight: float
     batch: int
     penalty: Callable[[Params], jax.Array] | None = None
-    learning: Losses | None = None
+    learning: Callable[[Params, Any, Any], jax.Array] | None = None
 
 
 def gradient_of(task: Task) -> Callable[[Params, Any, Any], tuple[jax.Array, Params]]:
     """(params, batch, key) -> (loss, grads) of one worker's batch."""
-    losses = task.learning or task.losses
+
+    def plain(params: Params, batch: Any, key: Any) -> jax.Array:
+        return weighted_mean(task.losses(params, batch, key)[0], batch, task.mean_weight)
+
+    learning = task.learning or plain
 
     def gradient(params: Params, batch: Any, key: Any) -> tuple[jax.Array, Params]:
         def loss(p: Params) -> jax.Array:
-            rows, _figures = losses(p, batch, key)
-            mean = jnp.sum(batch.weight * rows) / (rows.shape[0] * task.mean_weight)
-            return mean if task.penalty is None else mean + task.penalty(p)
+            found = learning(p, batch, key)
+            return found if task.penalty is None else found + task.penalty(p)
 
         value, grads = jax.value_and_grad(loss)(params)
         return value, grads

@@ -12,11 +12,12 @@ import optax
 import pytest
 
 from hlt_train import checkpoints, low_precision
+from hlt_train.beside import Beside
 from hlt_train.configuration import check
 from hlt_train.distil import distil
 from hlt_train.errors import UsageError
 from hlt_train.fit import FitConfig, fit, resume
-from hlt_train.low_precision import SETTLING, LowPrecision, Scaled
+from hlt_train.low_precision import SCALES, SETTLING, LowPrecision
 from hlt_train.precision.formats import parse_format, quantise
 from hlt_train.progress import Progress
 from hlt_train.restore import load_run, outline
@@ -29,15 +30,15 @@ FIXED = LowPrecision("fixed<6,3>", "fixed<7,2>", "fixed<8,2>")
 BATCH = Batch(Features({}, {}), np.zeros(8, np.int32), np.ones(8, np.float32), {})
 
 
-def quadratic(params: Any, batch: Batch, key: Any) -> Any:
+def quadratic(params: Beside, batch: Batch, key: Any) -> Any:
     """Rows of (x w - y)^2 with one product."""
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(8, 3)).astype(np.float32), rng.normal(size=(8, 2)).astype(np.float32)
-    return jnp.sum((x @ params["w"] - y) ** 2, axis=1), {}
+    return jnp.sum((x @ params.network["w"] - y) ** 2, axis=1)
 
 
-def start(low: LowPrecision, w: np.ndarray) -> Scaled:
-    return Scaled({"w": jnp.asarray(w, jnp.float32)}, jnp.zeros((1, 6, 3)))
+def start(low: LowPrecision, w: np.ndarray) -> Beside:
+    return Beside({"w": jnp.asarray(w, jnp.float32)}, {SCALES: jnp.zeros((1, 6, 3))})
 
 
 def test_every_operand_result_and_gradient_is_on_its_grid() -> None:
@@ -49,7 +50,7 @@ def test_every_operand_result_and_gradient_is_on_its_grid() -> None:
     out = ahead(ahead(x) @ ahead(w))
     want = back(ahead(x).T @ back(2 * (out - y)))
     losses = low_precision.learning(FIXED, quadratic)
-    value, gradient = jax.value_and_grad(lambda p: losses(p, BATCH, None)[0].sum())(start(FIXED, w))
+    value, gradient = jax.value_and_grad(lambda p: losses(p, BATCH, None).sum())(start(FIXED, w))
     np.testing.assert_allclose(value, ((out - y) ** 2).sum(), rtol=1e-6)
     np.testing.assert_array_equal(gradient.network["w"], want)
 
@@ -59,7 +60,7 @@ def test_counts_come_as_the_gradient_of_the_exponents() -> None:
     low = LowPrecision()
     losses = low_precision.learning(low, quadratic)
     params = start(low, np.full((3, 2), 0.3))
-    found = [np.asarray(jax.grad(lambda p, c=c: (losses(p, BATCH, None)[0] * c).mean())(params).scales) for c in (1.0, 1e-3)]
+    found = [np.asarray(jax.grad(lambda p, c=c: (losses(p, BATCH, None) * c).mean())(params).others[SCALES]) for c in (1.0, 1e-3)]
     np.testing.assert_array_equal(found[0][:, :3], found[1][:, :3])  # the forward pass does not know of the factor
     assert found[0][0, 1].tolist() == [0.0, 1.0, 0.0]  # 0.3 is within -0.5 to 0.5, beyond half of it, and needs I = 0
 
@@ -68,14 +69,14 @@ def test_counts_come_as_the_gradient_of_the_exponents() -> None:
 @pytest.mark.parametrize("round", ["half_even", "stochastic"])
 def test_parameters_are_stored_on_the_grid(storage: str, round: str) -> None:
     low = LowPrecision("float32", "float32", storage, round)  # type: ignore[arg-type]
-    losses, tx = low_precision.learning(low, quadratic), low_precision.optimiser(low, optax.sgd(0.01), batch=8, seed=1)
-    params = start(low, np.random.default_rng(3).normal(size=(3, 2)))
+    losses, tx = low_precision.learning(low, quadratic), low_precision.storage(low, optax.sgd(0.01), batch=8, seed=1)
+    params, others = start(low, np.random.default_rng(3).normal(size=(3, 2)))
     state = tx.init(params)
     for _ in range(20):
-        updates, state = tx.update(jax.grad(lambda p: losses(p, BATCH, None)[0].mean())(params), state, params)
+        updates, state = tx.update(jax.grad(lambda p: losses(Beside(p, others), BATCH, None).mean())(params), state, params)
         params = optax.apply_updates(params, updates)
-        w = params.network["w"]
-        to = parse_format(f"fixed<8,{int(state.stored[0])}>" if storage.startswith("dynamic") else storage, round="half_even", over="sat")
+        w = params["w"]
+        to = parse_format(f"fixed<8,{int(state.exponents[0])}>" if storage.startswith("dynamic") else storage, round="half_even", over="sat")
         np.testing.assert_array_equal(w, quantise(w, to))
 
 
@@ -84,14 +85,14 @@ def test_stochastic_storage_moves_where_nearest_stands_still() -> None:
     moved = {}
     for round in ("half_even", "stochastic"):
         low = LowPrecision("float32", "float32", "fixed<8,2>", round)  # type: ignore[arg-type]
-        tx = low_precision.optimiser(low, optax.sgd(1.0), batch=8, seed=1)
-        params = start(low, np.zeros((50, 40)))
+        tx = low_precision.storage(low, optax.sgd(1.0), batch=8, seed=1)
+        params = start(low, np.zeros((50, 40))).network
         state = tx.init(params)
-        gradient = Scaled({"w": jnp.full((50, 40), -1 / 64 / 20)}, jnp.zeros((1, 6, 3)))
+        gradient = {"w": jnp.full((50, 40), -1 / 64 / 20)}
         for _ in range(40):
             updates, state = tx.update(gradient, state, params)
             params = optax.apply_updates(params, updates)
-        moved[round] = float(params.network["w"].mean() * 64)
+        moved[round] = float(params["w"].mean() * 64)
     assert moved["half_even"] == 0
     assert moved["stochastic"] == pytest.approx(2, abs=5 * np.sqrt(40 * 0.05 / 2000))
 
@@ -99,17 +100,17 @@ def test_stochastic_storage_moves_where_nearest_stands_still() -> None:
 def test_exponents_follow_at_once_and_then_by_the_rule() -> None:
     """One period is five steps of a batch of eight."""
     low = LowPrecision(every=40)
-    tx = low_precision.optimiser(low, optax.sgd(0.0), batch=8, seed=1)
-    params = start(low, np.ones((3, 2)))
+    tx = low_precision.exponents(low, batch=8)
+    params = jnp.zeros((1, 6, 3))
     state = tx.init(params)
 
     def stepped(counts: list[float], steps: int) -> float:
         nonlocal params, state
-        gradient = Scaled({"w": jnp.zeros((3, 2))}, jnp.zeros((1, 6, 3)).at[0, 0].set(jnp.asarray(counts)))
+        gradient = jnp.zeros((1, 6, 3)).at[0, 0].set(jnp.asarray(counts))
         for _ in range(steps):
             updates, state = tx.update(gradient, state, params)
             params = optax.apply_updates(params, updates)
-        return float(params.scales[0, 0, 0])
+        return float(params[0, 0, 0])
 
     assert stepped([0.0, 0.0, 3.0], 1) == 3
     assert stepped([0.0, 0.0, 5.0], SETTLING - 1) == 5
