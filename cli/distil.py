@@ -1,4 +1,4 @@
-"""Train a fixed-point student from a teacher run."""
+"""Train a fixed-point student from a teacher run, or from several."""
 
 from __future__ import annotations
 
@@ -33,16 +33,19 @@ KEYS = {
     "max_unmatched": "max_unmatched",
     "allow_offline": "allow_offline",
     "seeds": "seeds",
+    "mean": "mean",
 }
 WITH_RESUME = {"length", "resume", "inexact", "as_json", "quiet"}
 
 
-@click.command(short_help="Train a fixed-point student from a teacher run.")
-@click.argument("teacher", metavar="[TEACHER_RUN]", required=False, type=click.Path(path_type=Path))
+@click.command(short_help="Train a fixed-point student from a teacher run, or from several.")
+@click.argument("teachers", metavar="[TEACHER_RUN]...", nargs=-1, type=click.Path(path_type=Path))
 @click.option("--run", "run", metavar="DIR", type=click.Path(path_type=Path), help="The run directory to make; it must not exist.")
-@click.option("--card", metavar="STUDENT.yaml", help="The student's own card, joined to the teacher by identity.  [default: the teacher's]")
+@click.option("--card", metavar="STUDENT.yaml", help="The student's own card, joined to the teachers by identity.  [default: the first teacher's]")
 @files_option
-@click.option("--teacher-files", metavar="NAME=GLOB", multiple=True, help="With --card: files of a sample that the teacher reads (repeatable).")
+@click.option("--teacher-files", metavar="NAME=GLOB", multiple=True, help="With --card: files of a sample that the teachers read (repeatable).")
+@click.option("--mean", type=click.Choice(["geometric", "arithmetic"]), help="Of several teachers' probabilities.  [default: geometric]")
+@click.option("--teacher-weights", "weights", metavar="A,B,...", help="Of several teachers in the mean.  [default: all the same]")
 @click.option("--for", "length", metavar="LENGTH", help="20epochs, 5000steps or 3e6events, the float warm-up included.  [default: 20epochs]")
 @click.option("--model", metavar="NAME", help="Architecture; its options: --set model.OPTION=VALUE.  [default: mlp, widths 32-32]")
 @click.option("--temperature", type=float, metavar="T", help="Of the soft targets.  [default: 2]")
@@ -60,7 +63,7 @@ WITH_RESUME = {"length", "resume", "inexact", "as_json", "quiet"}
 @click.option("--threads", type=int, metavar="N", help="Threads that decompress.")
 @click.option("--checkpoint-every", type=int, metavar="STEPS", help="Steps between checkpoints.  [default: the ends of epochs, 5 s apart]")
 @click.option("--keep", type=int, metavar="N", help="Checkpoints kept besides LAST and BEST.  [default: 3]")
-@click.option("--max-unmatched", type=float, metavar="FRACTION", help="Most rows without a teacher's answer; they learn from labels alone.  [default: 0.01]")
+@click.option("--max-unmatched", type=float, metavar="FRACTION", help="Most rows unknown to a teacher; rows unknown to all learn from labels.  [default: 0.01]")
 @click.option("--allow-offline", is_flag=True, help="Let the student use inputs that a trigger does not have.")
 @click.option("--resume", metavar="DIR", type=click.Path(path_type=Path), help="Continue a run exactly where it was; with --for, to a later end.")
 @click.option("--inexact", is_flag=True, help="Resume although versions or machine differ and the result will not be the same to the bit.")
@@ -74,6 +77,8 @@ WITH_RESUME = {"length", "resume", "inexact", "as_json", "quiet"}
 @click.pass_context
 def command(ctx: click.Context, /, **options: Any) -> None:
     """Train a student that imitates the network of TEACHER_RUN (at BEST) in fixed-point arithmetic.
+
+    TEACHER_RUN is a run or an ensemble of specialists; of several, each with its own card, the mean is imitated.
 
     Formats (docs/formats.md): --set precision.weights='fixed<8,auto>' (also bias, activations, inputs; per layer: precision.layers.dense_0.weights); auto
     chooses the scale after a float warm-up over --set warmup=0.5 of the steps. Weights may be minifloat<E,M,auto>, pow2<W,auto>, ternary<auto>, binary<auto>.
@@ -107,12 +112,15 @@ def _distil(ctx: click.Context, progress: Any) -> dict[str, Any]:
         raise UsageError("distil needs a directory to write", then="hlt-train distil TEACHER_RUN --run DIR (or --dry-run)")
     stored = {} if options["config"] is None else read_config(options["config"])
     content = merge(stored, given(ctx, KEYS), assignments(ctx))
-    if options["teacher"] is not None:
-        content["teacher"] = str(options["teacher"].absolute())
-    if content.get("teacher") is None:
+    if options["teachers"]:
+        paths = [str(path.absolute()) for path in options["teachers"]]
+        content["teacher"] = paths[0] if len(paths) == 1 else paths
+    if not content.get("teacher"):
         raise UsageError("distil needs a teacher", then="hlt-train distil TEACHER_RUN --run DIR")
+    if options["weights"] is not None:
+        content["teacher_weights"] = _numbers("--teacher-weights", options["weights"], "2,1,1")
     if options["lr_scan"] is not None:
-        content["lr_scan"] = _rates(options["lr_scan"])
+        content["lr_scan"] = _numbers("--lr-scan", options["lr_scan"], "0.003,0.01,0.03")
     content |= _cards(options, content)
 
     from hlt_train.distil import DistilConfig, distil, dry_run
@@ -122,28 +130,42 @@ def _distil(ctx: click.Context, progress: Any) -> dict[str, Any]:
 
 
 def _cards(options: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
-    """The student's card and, where it is not simply that of its run, the teacher's."""
+    """The student's card and, where they are not simply those of their runs, the teachers'."""
     from hlt_train.run import read_config
 
-    own: dict[str, Any] = read_config(Path(content["teacher"])).get("card") or {}
+    paths = [content["teacher"]] if isinstance(content["teacher"], str) else content["teacher"]
+    own: list[dict[str, Any]] = [read_config(Path(path)).get("card") or {} for path in paths]
     card = card_content(options["card"], content)
     if options["teacher_files"] and card is None:
         raise UsageError("--teacher-files goes with --card; without it --files are those of teacher and student")
     found: dict[str, Any] = {}
     if options["teacher_files"]:
-        found["teacher_card"] = override_files(own, options["teacher_files"], {})
+        found["teacher_card"] = _replaced(own, options["teacher_files"])
     if card is not None:
         found["card"] = override_files(card, options["files"], {})
     elif options["files"]:
-        found["card"] = found["teacher_card"] = override_files(own, options["files"], {})
+        found["teacher_card"] = _replaced(own, options["files"])
+        found["card"] = override_files(own[0], options["files"], {})
     return found
 
 
-def _rates(text: str) -> list[float]:
+def _replaced(cards: list[dict[str, Any]], files: tuple[str, ...]) -> Any:
+    """The cards with other files, each of the samples that it has; one card of one teacher, a list of several."""
+    known = {name for card in cards for name in card["samples"]}
+
+    def mine(card: dict[str, Any]) -> tuple[str, ...]:
+        names = [text.partition("=")[0] for text in files]
+        return tuple(text for text, name in zip(files, names, strict=True) if name in card["samples"] or name not in known)
+
+    changed = [override_files(card, mine(card), {}) for card in cards]
+    return changed[0] if len(changed) == 1 else changed
+
+
+def _numbers(option: str, text: str, example: str) -> list[float]:
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise UsageError(f"--lr-scan takes learning rates separated by commas, got '{text}'", then="for instance --lr-scan 0.003,0.01,0.03") from error
+        raise UsageError(f"{option} takes numbers separated by commas, got '{text}'", then=f"for instance {option} {example}") from error
 
 
 def _summary(result: dict[str, Any]) -> str:
@@ -151,8 +173,7 @@ def _summary(result: dict[str, Any]) -> str:
     from hlt_train.report.table import table
 
     rows = [["run", result["run"]], ["model", f"{result['model']}, {result['parameters']:,} parameters"]]
-    teacher = result["teacher"]
-    rows.append(["teacher", f"{teacher['path']}, step {teacher['step']:,}"])
+    rows += _teachers(result["teacher"])
     if "steps" in result:
         warm = f", after {result['warmup_steps']:,} steps of float warm-up" if result["warmup_steps"] else ""
         rows.append(["trained", f"{result['steps']:,} steps ({result['stopped']}){warm}"])
@@ -171,6 +192,23 @@ def _summary(result: dict[str, Any]) -> str:
         rows.append([f"{point['name']} ({point['request']})", f"efficiency {efficiency['value']:.4f} [{efficiency['low']:.4f}, {efficiency['high']:.4f}]"])
     text = table(rows, ["distil", ""])
     return text if "comparison" not in result else f"{text}\n\n{_comparison(result['comparison'])}"
+
+
+def _teachers(found: dict[str, Any]) -> list[list[str]]:
+    """A line per teacher, and one of all together; figures where the student listens to them."""
+
+    def figures(of: dict[str, Any]) -> str:
+        if of.get("cross_entropy") is None:
+            return ""
+        return f"; on the student's validation rows cross-entropy {of['cross_entropy']:.5g}, accuracy {of['accuracy']:.5g}"
+
+    rows = []
+    for each in found.get("teachers", [found]):
+        where = each["which"] if each["step"] is None else f"step {each['step']:,}"
+        weight = f", weight {each['weight']:g}" if "weight" in each else ""
+        unmatched = f", {each['unmatched']:,} rows unmatched" if each.get("unmatched") else ""
+        rows.append(["teacher", f"{each['path']}, {where}{weight}{unmatched}{figures(each)}"])
+    return rows if "teachers" not in found else [*rows, [f"{found['mean']} mean", figures(found).removeprefix("; ")]]
 
 
 def _comparison(found: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from hlt_train.progress import Progress
 from hlt_train.scorers import Scorer, scorer
 from hlt_train.scoring import requests_of, score_split, setting_of
 from hlt_train.study import Study
+from hlt_train.teachers import joint
 from hlt_train.trigger.bootstrap import Population, Replicas, nominal, rank, replicate
 from hlt_train.trigger.views import population, view
 from hlt_train.trigger.working_points import Request
@@ -32,10 +33,12 @@ DEFAULT = Request("eff", 0.5, "eff 50%")
 
 
 def compare_runs(alone: Sequence[Path], distilled: Sequence[Path], study: Study, progress: Progress) -> Comparison:
-    """The comparison on the test split; with the teacher where it reads the same inputs."""
+    """The comparison on the test split; with the teacher, or all teachers as one, where it reads the same inputs."""
     students = [scorer(path) for path in (*alone, *distilled)]
-    teacher = scorer(study.teacher.path)
-    networks = [*students, *([teacher] if _same_inputs(teacher, students[0]) else [])]
+    config = study.config
+    teacher = joint(study.teachers, config.weights, config.mean, study.dataset.card)
+    readable = all(_same_inputs(each.network, students[0]) for each in study.teachers)
+    networks = [*students, *([teacher] if readable else [])]
     values, replicas, request = _figures(networks, study, "test", progress, replicas=REPLICAS)
     n = len(alone)
     arms = {"alone": slice(0, n), "distilled": slice(n, 2 * n)}

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 from hlt_train.distillation_loss import LOGITS, MATCHED, Soft
+from hlt_train.sparse_gradient import LossOfLogits
 from hlt_train.types import Batch
 from hlt_train.validation import Losses
 
@@ -90,9 +91,7 @@ def specialist_losses(model: eqx.Module, classes: int, members: Sequence[int], s
     counts = emphasis(classes, members, share)
     enriched = np.append(np.zeros(len(members)), -correction(share)).astype(np.float32)
 
-    def losses(params: Any, batch: Batch, key: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
-        network: Any = eqx.combine(params, static)
-        logits = network(batch.x, key=key)
+    def rows(logits: jax.Array, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
         label, times = jnp.asarray(place)[batch.label], jnp.asarray(counts)[batch.label]
         loss = optax.softmax_cross_entropy_with_integer_labels(logits, label)
         if soft is not None:
@@ -102,4 +101,4 @@ def specialist_losses(model: eqx.Module, classes: int, members: Sequence[int], s
             loss = (1 - part) * loss + part * soft.temperature**2 * jnp.sum(jnp.exp(p) * (p - q), axis=-1)
         return times * loss, {"accuracy": times * (jnp.argmax(logits, axis=-1) == label)}
 
-    return losses
+    return LossOfLogits(lambda params: eqx.combine(params, static), rows)

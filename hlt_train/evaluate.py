@@ -202,9 +202,8 @@ def _denominators(setting: Setting, seen: View) -> dict[str, str]:
 
 
 def _reference(networks: Sequence[Scorer], k: int) -> int | None:
-    """The recorded teacher where it is among the networks, else the first one; None for the first one itself."""
-    teacher = networks[k].teacher
-    if teacher is not None:
+    """The first recorded teacher that is among the networks, else the first one; None for the first one itself."""
+    for teacher in networks[k].teachers:
         for other, network in enumerate(networks):
             if other != k and Path(network.name).resolve() == teacher.resolve():
                 return other

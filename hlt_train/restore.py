@@ -14,6 +14,7 @@ import numpy as np
 from hlt_train import checkpoints, plugins
 from hlt_train.data import normalise
 from hlt_train.data.card import Card
+from hlt_train.ensemble_document import is_ensemble
 from hlt_train.errors import UsageError
 from hlt_train.files import read_document, write_document
 from hlt_train.precision.config import Precision
@@ -107,6 +108,8 @@ def write_model(run: Path, spec: ModelSpec) -> None:
 
 def load_run(path: Path, which: str = "BEST") -> Loaded:
     """Load the network of a run at `BEST` (lowest validation loss) or `LAST`."""
+    if is_ensemble(path):
+        raise UsageError("an ensemble is not one network", where=str(path), then=f"hlt-train distil {path} --run DIR trains one from it")
     config = read_config(path) if path.is_dir() else None
     if config is None or not (path / "config.yaml").is_file():
         raise UsageError("not a run directory", where=str(path), then="hlt-train fit --run DIR makes one")

@@ -1,7 +1,7 @@
-"""Anything that gives a score: a float run, a fixed-point run, or an exported artefact, behind one function from raw features to scores.
+"""Anything that gives a score: a float run, a fixed-point run, an ensemble, or an exported artefact, behind one function from raw features to scores.
 
 A float run is scored by the JAX forward at one padded batch size and the discriminant in NumPy float64; a fixed-point run by the golden evaluator, in
-integers; an export by running the artefact itself.
+integers; an ensemble by its generalist and its specialists in float; an export by running the artefact itself.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 
 from hlt_train.artefact import is_export, no_such, open_export
 from hlt_train.data.card import Card
+from hlt_train.ensemble_document import is_ensemble
 from hlt_train.errors import UsageError
 from hlt_train.graph import Graph, evaluate, score_weights
 from hlt_train.graph import score as integer_score
@@ -52,34 +53,36 @@ class Scorer:
         card, inputs: what it was made for.
         exponent: an integer score of n means n * 2**-exponent; None for a float score.
         parameters: number of parameters.
-        teacher: the run that it was distilled from, as recorded.
+        teachers: the runs and ensembles that it was distilled from, as recorded.
         points: its `working_points.json`, or None.
         score: raw features -> `Scores`.
         latency: features of at least one row -> `median_ns`, `p99_ns` and `what` was measured, at batch 1.
     """
 
     name: str
-    kind: Literal["float run", "fixed-point run", "export"]
+    kind: Literal["float run", "fixed-point run", "ensemble", "export"]
     which: str
     card: Card
     inputs: Inputs
     exponent: int | None
     parameters: int
-    teacher: Path | None
+    teachers: tuple[Path, ...]
     points: dict[str, Any] | None
     score: Callable[[Features], Scores]
     latency: Callable[[Features], dict[str, Any]]
 
 
 def scorer(path: Path, *, which: str = "BEST", trust: bool = False) -> Scorer:
-    """Open a run (at BEST) or an export directory; trust: see `open_export`."""
+    """Open a run (at BEST), an ensemble or an export directory; trust: see `open_export`."""
+    if is_ensemble(path):
+        return _ensemble(path)
     if (path / "config.yaml").is_file():
         return _run(path, which)
     if is_export(path):
         return _export(path, trust=trust)
     if not path.exists():
         raise no_such(path)
-    then = "give a directory that fit, distil or export wrote"
+    then = "give a directory that fit, distil, specialists or export wrote"
     raise UsageError("neither a run (config.yaml) nor an export (certificate.json)", where=str(path), then=then)
 
 
@@ -121,6 +124,9 @@ def _run(path: Path, which: str) -> Scorer:
 
     loaded = load_run(path, which)
     card, spec = loaded.card, discriminant_of(loaded.card)
+    if loaded.names[: len(card.labels.classes)] != tuple(card.labels.classes):
+        what = f"it tells {', '.join(loaded.names)} apart, not the classes of its card: one specialist of an ensemble"
+        raise UsageError(what, where=str(path), then="give the directory of the ensemble")
     exponent = None
     if loaded.spec.precision is None:
 
@@ -141,7 +147,7 @@ def _run(path: Path, which: str) -> Scorer:
         def latency(x: Features) -> dict[str, Any]:
             return _timed(lambda one: evaluate(graph, one), x, "the golden evaluator in NumPy; an export has the network's own latency")
 
-    teacher = loaded.config.get("teacher")
+    recorded = loaded.config.get("teacher") or []
     points = path / working_points.FILE
     return Scorer(
         name=str(path),
@@ -151,10 +157,39 @@ def _run(path: Path, which: str) -> Scorer:
         inputs=loaded.inputs,
         exponent=exponent,
         parameters=sum(int(leaf.size) for leaf in jax.tree.leaves(parameters(loaded.model))),
-        teacher=None if teacher is None else Path(teacher),
+        teachers=tuple(Path(text) for text in ([recorded] if isinstance(recorded, str) else recorded)),
         points=working_points.read(points) if points.is_file() else None,
         score=score,
         latency=latency,
+    )
+
+
+def _ensemble(path: Path) -> Scorer:
+    import jax
+
+    from hlt_train.ensemble import log_probabilities, open_ensemble
+    from hlt_train.restore import parameters
+
+    ensemble = open_ensemble(path)
+    card, spec = ensemble.card, discriminant_of(ensemble.card)
+    runs = [ensemble.generalist, *(s.run for s in ensemble.specialists)]
+    points = path / working_points.FILE
+
+    def score(x: Features) -> Scores:
+        return _float_scores(log_probabilities(ensemble, x), card, spec)
+
+    return Scorer(
+        name=str(path),
+        kind="ensemble",
+        which=f"generalist and {len(ensemble.specialists)} specialist{'s' * (len(ensemble.specialists) > 1)}",
+        card=card,
+        inputs=ensemble.generalist.inputs,
+        exponent=None,
+        parameters=sum(int(leaf.size) for run in runs for leaf in jax.tree.leaves(parameters(run.model))),
+        teachers=(),
+        points=working_points.read(points) if points.is_file() else None,
+        score=score,
+        latency=lambda x: _timed(score, x, "the JAX calls, normalisation and combination included"),
     )
 
 
@@ -177,7 +212,7 @@ def _export(path: Path, *, trust: bool) -> Scorer:
         inputs=artefact.inputs,
         exponent=score_weights(artefact.graph)[1] if artefact.exact and artefact.graph.output.score is not None else None,
         parameters=int(artefact.certificate["cost"]["parameters"]),
-        teacher=None,
+        teachers=(),
         points=artefact.working_points,
         score=lambda x: scores(artefact.outputs(chosen(x))),
         latency=latency,

@@ -1,4 +1,4 @@
-"""What a student is trained from: the configuration of `distil`, and the teacher, card, normalisation and logits that all students of a command share."""
+"""What a student is trained from: the configuration of `distil`, and the teachers, card, normalisation and logits that all students of a command share."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any, Literal, NamedTuple
 import equinox as eqx
 import numpy as np
 from jax.sharding import Mesh
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from hlt_train.calibration import needs_calibration, provisional
+from hlt_train.combination import Mean
 from hlt_train.configuration import merge
 from hlt_train.data import normalise
 from hlt_train.data.card import Card
@@ -21,9 +22,10 @@ from hlt_train.errors import UsageError
 from hlt_train.precision.config import Precision
 from hlt_train.preparation import TrainingConfig, check_batch, check_names
 from hlt_train.progress import Progress
-from hlt_train.restore import Loaded, ModelSpec, load_run, outline
+from hlt_train.restore import ModelSpec, outline
 from hlt_train.scorers import discriminant_of
-from hlt_train.teacher_logits import soft_targets
+from hlt_train.soft_targets import soft_targets
+from hlt_train.teachers import Teacher, open_teacher
 from hlt_train.types import Inputs
 from hlt_train.validation import Losses
 
@@ -36,8 +38,10 @@ class DistilConfig(TrainingConfig):
     """Everything that `distil` can be told; the keys of `config.yaml`."""
 
     verb: Literal["distil"] = "distil"
-    teacher: str
-    teacher_card: Card | None = None  # how the teacher reads its own inputs; None: the card of its run
+    teacher: str | list[str]
+    teacher_card: Card | list[Card | None] | None = None  # how each teacher reads its own inputs; None: the card of its run
+    teacher_weights: list[PositiveFloat] | None = None  # None: all the same
+    mean: Mean = "geometric"  # of several teachers
     learning_rate: PositiveFloat = 0.01
     precision: dict[str, Any] | None = Field(default_factory=dict)  # None: a float student
     temperature: PositiveFloat = 2.0
@@ -54,6 +58,30 @@ class DistilConfig(TrainingConfig):
     def _student(cls, value: dict[str, Any]) -> dict[str, Any]:
         return merge({"name": "mlp", "widths": [32, 32]}, value) if value.get("name", "mlp") == "mlp" else value
 
+    @model_validator(mode="after")
+    def _one_each(self) -> DistilConfig:
+        for name, given in (("teacher_card", self.teacher_card), ("teacher_weights", self.teacher_weights)):
+            if isinstance(given, list) and len(given) != len(self.teachers):
+                raise ValueError(f"{name} has {len(given)} entries for {len(self.teachers)} teachers")
+        if not self.teachers:
+            raise ValueError("a student needs a teacher")
+        return self
+
+    @property
+    def teachers(self) -> list[str]:
+        """One or more."""
+        return [self.teacher] if isinstance(self.teacher, str) else self.teacher
+
+    @property
+    def teacher_cards(self) -> list[Card | None]:
+        """Of each teacher, None for that of its run."""
+        return self.teacher_card if isinstance(self.teacher_card, list) else [self.teacher_card] * len(self.teachers)
+
+    @property
+    def weights(self) -> list[float]:
+        """Of each teacher."""
+        return [1.0] * len(self.teachers) if self.teacher_weights is None else self.teacher_weights
+
     @field_validator("precision")
     @classmethod
     def _complete(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -68,12 +96,12 @@ class Study(NamedTuple):
         spec: of the student, its formats as they were asked for.
         classes: number of classes.
         head: of the discriminant output, None where the logits suffice.
-        extra: the teacher's logits, for the streams; empty where no student listens to the teacher.
-        figures: what is to be reported of the teacher and its logits.
+        extra: the teachers' logits, for the streams; empty where no student listens to them.
+        figures: what is to be reported of the teachers and their logits.
     """
 
     config: DistilConfig
-    teacher: Loaded
+    teachers: tuple[Teacher, ...]
     dataset: Dataset
     inputs: Inputs
     spec: ModelSpec
@@ -96,11 +124,11 @@ def check_config(config: DistilConfig, mesh: Mesh) -> None:
 
 
 def open_study(config: DistilConfig, mesh: Mesh, folder: Path | None, progress: Progress, inputs: Inputs | None = None) -> Study:
-    """Teacher, card, normalisation and the teacher's logits, which are kept in `folder`; `inputs`: those of a resumed run."""
-    teacher = load_run(Path(config.teacher))
-    own = teacher.card if config.teacher_card is None else config.teacher_card
-    card = own if config.card is None else config.card
-    config = config.model_copy(update={"card": card, "teacher": str(teacher.path.resolve())})
+    """Teachers, card, normalisation and the teachers' logits, which are kept in `folder`; `inputs`: those of a resumed run."""
+    teachers = tuple(open_teacher(Path(path), own) for path, own in zip(config.teachers, config.teacher_cards, strict=True))
+    card = teachers[0].card if config.card is None else config.card
+    paths = [str(teacher.path) for teacher in teachers]
+    config = config.model_copy(update={"card": card, "teacher": paths[0] if isinstance(config.teacher, str) else paths})
     _refuse_offline(card, allowed=config.allow_offline)
     spec, head = _spec(config, card)
     progress("opening the files")
@@ -111,15 +139,15 @@ def open_study(config: DistilConfig, mesh: Mesh, folder: Path | None, progress: 
         if inputs is None:
             inputs = normalise.fit_normalisation(dataset)
         _try_formats(spec, inputs)
-        figures: dict[str, Any] = {"path": config.teacher, "step": teacher.step, "which": teacher.which, "classes": list(teacher.card.labels.classes)}
+        figures: dict[str, Any] = teachers[0].about if len(teachers) == 1 else {"mean": config.mean, "teachers": [teacher.about for teacher in teachers]}
         extra: Mapping[str, Mapping[str, np.ndarray]] = {}
         if config.share > 0:
-            soft = soft_targets(teacher._replace(card=own), dataset, folder, most_unmatched=config.max_unmatched, progress=progress)
-            extra, figures = soft.extra, {**figures, **soft.figures}
+            options: dict[str, Any] = {"weights": config.weights, "how": config.mean, "most_unmatched": config.max_unmatched}
+            extra, figures = soft_targets(teachers, dataset, folder, **options, progress=progress)
     except BaseException:
         dataset.close()
         raise
-    return Study(config, teacher, dataset, inputs, spec, len(card.labels.classes), head, extra, figures, mesh)
+    return Study(config, teachers, dataset, inputs, spec, len(card.labels.classes), head, extra, figures, mesh)
 
 
 def _try_formats(spec: ModelSpec, inputs: Inputs) -> None:

@@ -1,105 +1,91 @@
 """A teacher's logits for the rows of a student's card: joined by identity, computed once, kept in the student's run.
 
 The teacher reads its own inputs with its own card; the student may have another card with other inputs, splits or collections of the same events. Rows meet by
-identity (sample name, identity columns, object index). Rows that the teacher's card does not hold are counted; beyond a fraction they are refused.
+identity (sample name, identity columns, object index).
 
-`teacher_logits.npz` holds the keys with their logits, `teacher_logits.json` (format `hlt-train/teacher-logits`) what they were computed from.
+`teacher_logits.npz` holds the keys with their logits, `teacher_logits.json` (format `hlt-train/teacher-logits`) what they were computed from; those of a second
+teacher are `teacher_logits_2`, and so on.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from hlt_train import checkpoints
 from hlt_train.data.dataset import Dataset, open_dataset
-from hlt_train.distillation_loss import LOGITS, MATCHED
 from hlt_train.errors import UsageError
 from hlt_train.files import read_arrays, read_document, sha256, write_arrays, write_document
 from hlt_train.progress import Progress
-from hlt_train.restore import Loaded
-from hlt_train.scorers import Scorer, scorer
+from hlt_train.teachers import Teacher, order_of
 from hlt_train.types import Features
 
-__all__ = ["SPLITS", "SoftTargets", "soft_targets"]
+__all__ = ["SPLITS", "Wanted", "teacher_logits", "wanted_rows"]
 
 FORMAT = "hlt-train/teacher-logits"
 SPLITS = ("train", "validation")
 STEP = 65_536
 
 
-class SoftTargets(NamedTuple):
-    """extra: split -> name -> array aligned by row number, for `Stream`. figures: rows, distinct identities, unmatched rows."""
+class Wanted(NamedTuple):
+    """The rows of a student's training and validation splits, one split after the other, each in row-number order.
 
-    extra: dict[str, dict[str, np.ndarray]]
-    figures: dict[str, Any]
+    Attributes:
+        distinct: keys of the distinct identities, as opaque bytes that sort and compare.
+        place: int64 `[rows]`, the identity of each row.
+        label, weight: `[rows]`, class index and training weight.
+        train: rows of the training split.
+    """
+
+    distinct: np.ndarray
+    place: np.ndarray
+    label: np.ndarray
+    weight: np.ndarray
+    train: int
+
+    def part(self, split: str) -> slice:
+        """Where the rows of a split are."""
+        return slice(0, self.train) if split == "train" else slice(self.train, None)
 
 
-def soft_targets(teacher: Loaded, dataset: Dataset, folder: Path | None, *, most_unmatched: float, progress: Progress) -> SoftTargets:
-    """The teacher's logits for the training and validation rows of `dataset`.
+def wanted_rows(dataset: Dataset) -> Wanted:
+    """Read the identities of a card's rows."""
+    keys: list[np.ndarray] = []
+    label, weight = [np.zeros(0, np.int32)], [np.zeros(0)]
+    for split in SPLITS:
+        for rows in dataset.iterate(split, step=STEP):
+            keys.append(_opaque(dataset.identity_keys(rows)))
+            label.append(rows.label)
+            weight.append(rows.weight)
+    distinct, place = np.unique(np.concatenate(keys), return_inverse=True) if keys else (np.zeros(0, "V8"), np.zeros(0, np.int64))
+    return Wanted(distinct, place, np.concatenate(label), np.concatenate(weight), dataset.size("train"))
+
+
+def teacher_logits(teacher: Teacher, dataset: Dataset, distinct: np.ndarray, folder: Path | None, stem: str, progress: Progress) -> np.ndarray:
+    """float32 `[identities, classes]` in the order of the student's classes, NaN where the teacher's card does not hold an identity.
 
     Args:
-        teacher: a run at BEST.
+        teacher: whose logits.
         dataset: of the student's card.
-        folder: where they are kept, and taken from when they are there and belong to the same teacher and the same identities; None keeps nothing.
-        most_unmatched: largest fraction of rows without a teacher's answer.
+        distinct: the wanted identities.
+        folder: where they are kept under `stem`, and taken from when they are there and belong to the same teacher and the same identities; None keeps nothing.
+        stem: of the files' names.
         progress: where to say how far it is.
 
     Raises:
-        UsageError: other classes, other identity columns, or too many unmatched rows.
+        UsageError: other classes or other identity columns.
     """
-    order = _classes(teacher, dataset)
-    keys = {split: _keys(dataset, split) for split in SPLITS}
-    distinct, place = np.unique(np.concatenate([keys[split] for split in SPLITS]), return_inverse=True)
-    origin = _origin(teacher)
-    found = None if folder is None else _stored(folder, origin, distinct)
+    order = order_of(teacher, dataset.card)
+    found = None if folder is None else _stored(folder / stem, teacher, distinct)
     if found is None:
         progress(f"the teacher's logits for {len(distinct):,} identities")
         found = _compute(teacher, dataset, distinct, progress)[:, order]
         if folder is not None:
-            write_arrays(folder / "teacher_logits.npz", {"keys": _bytes(distinct), "logits": found})
-            content = {**origin, "identities": len(distinct), "sha256": sha256(folder / "teacher_logits.npz")}
-            write_document(folder / "teacher_logits.json", FORMAT, 1, content)
-    matched = np.isfinite(found).all(axis=1)
-    rows = sum(len(keys[split]) for split in SPLITS)
-    unmatched = int((~matched[place]).sum())
-    _refuse_unmatched(teacher, dataset, unmatched, rows, most_unmatched)
-    extra: dict[str, dict[str, np.ndarray]] = {}
-    start = 0
-    for split in SPLITS:
-        mine = place[start : start + len(keys[split])]
-        start += len(mine)
-        extra[split] = {LOGITS: np.where(matched[mine, None], found[mine], 0).astype(np.float32), MATCHED: matched[mine].astype(np.float32)}
-    return SoftTargets(extra, {"rows": rows, "identities": len(distinct), "unmatched": unmatched})
-
-
-def _classes(teacher: Loaded, dataset: Dataset) -> list[int]:
-    """Positions of the student's classes among the teacher's."""
-    theirs, ours = list(teacher.card.labels.classes), list(dataset.card.labels.classes)
-    if sorted(theirs) != sorted(ours):
-        raise UsageError(
-            f"the teacher knows the classes {', '.join(theirs)}, the card has {', '.join(ours)}", where="labels.classes", then="use the same classes"
-        )
-    return [theirs.index(name) for name in ours]
-
-
-def _origin(teacher: Loaded) -> dict[str, Any]:
-    """What the logits depend on besides the rows: the teacher's weights and inputs."""
-    digests = checkpoints.document(teacher.path, teacher.step)["sha256"]
-    return {
-        "teacher": str(teacher.path.resolve()),
-        "step": teacher.step,
-        "weights": digests["weights.npz"],
-        "normalisation": sha256(teacher.path / "normalisation.json"),
-    }
-
-
-def _keys(dataset: Dataset, split: str) -> np.ndarray:
-    """Keys of a split's rows, in row-number order, as opaque bytes that sort and compare."""
-    parts = [_opaque(dataset.identity_keys(rows)) for rows in dataset.iterate(split, step=STEP)]
-    return np.concatenate(parts) if parts else np.zeros(0, "V8")
+            arrays = folder / f"{stem}.npz"
+            write_arrays(arrays, {"keys": _bytes(distinct), "logits": found})
+            write_document(folder / f"{stem}.json", FORMAT, 1, {**teacher.origin, "identities": len(distinct), "sha256": sha256(arrays)})
+    return found
 
 
 def _opaque(keys: np.ndarray) -> np.ndarray:
@@ -110,30 +96,30 @@ def _bytes(keys: np.ndarray) -> np.ndarray:
     return keys.view(np.uint8).reshape(len(keys), -1)
 
 
-def _stored(folder: Path, origin: dict[str, Any], distinct: np.ndarray) -> np.ndarray | None:
-    """The logits kept in `folder`, or None where there are none of this teacher and these identities."""
-    if not (folder / "teacher_logits.json").is_file():
+def _stored(place: Path, teacher: Teacher, distinct: np.ndarray) -> np.ndarray | None:
+    """The logits kept there, or None where there are none of this teacher and these identities."""
+    about, file = place.with_suffix(".json"), place.with_suffix(".npz")
+    if not about.is_file():
         return None
-    document = read_document(folder / "teacher_logits.json", FORMAT, 1)
-    if any(document[name] != value for name, value in origin.items()) or sha256(folder / "teacher_logits.npz") != document["sha256"]:
+    document = read_document(about, FORMAT, 1)
+    if any(document.get(name) != value for name, value in teacher.origin.items()) or sha256(file) != document["sha256"]:
         return None
-    arrays = read_arrays(folder / "teacher_logits.npz")
+    arrays = read_arrays(file)
     return arrays["logits"] if np.array_equal(arrays["keys"], _bytes(distinct)) else None
 
 
-def _compute(teacher: Loaded, dataset: Dataset, distinct: np.ndarray, progress: Progress) -> np.ndarray:
+def _compute(teacher: Teacher, dataset: Dataset, distinct: np.ndarray, progress: Progress) -> np.ndarray:
     """float32 `[identities, classes]` in the teacher's order of classes, NaN where its card does not hold an identity."""
-    network = scorer(teacher.path)
     found = np.full((len(distinct), len(teacher.card.labels.classes)), np.nan, np.float32)
     if teacher.card == dataset.card:
-        _fill(network, dataset, SPLITS, distinct, found, progress)
+        _fill(teacher, dataset, SPLITS, distinct, found, progress)
         return found
     with open_dataset(teacher.card, training=False) as theirs:
-        _fill(network, theirs, (*SPLITS, "test"), distinct, found, progress)
+        _fill(teacher, theirs, (*SPLITS, "test"), distinct, found, progress)
     return found
 
 
-def _fill(network: Scorer, dataset: Dataset, splits: tuple[str, ...], distinct: np.ndarray, found: np.ndarray, progress: Progress) -> None:
+def _fill(teacher: Teacher, dataset: Dataset, splits: tuple[str, ...], distinct: np.ndarray, found: np.ndarray, progress: Progress) -> None:
     """Score the rows whose identity is wanted."""
     total, done = sum(dataset.size(split) for split in splits), 0
     for split in splits:
@@ -145,18 +131,10 @@ def _fill(network: Scorer, dataset: Dataset, splits: tuple[str, ...], distinct: 
             place = np.minimum(np.searchsorted(distinct, keys), len(distinct) - 1)
             wanted = np.flatnonzero(distinct[place] == keys)
             if len(wanted):
-                found[place[wanted]] = network.score(_take(rows.x, wanted)).logits
+                found[place[wanted]] = teacher.network.score(_take(rows.x, wanted)).logits
             done += len(rows)
             progress.update(done, total, "the teacher's logits")
 
 
 def _take(x: Features, rows: np.ndarray) -> Features:
     return Features({name: value[rows] for name, value in x.groups.items()}, {name: value[rows] for name, value in x.counts.items()})
-
-
-def _refuse_unmatched(teacher: Loaded, dataset: Dataset, unmatched: int, rows: int, most: float) -> None:
-    if unmatched <= most * rows:
-        return
-    what = f"{unmatched:,} of {rows:,} rows of card '{dataset.card.name}' are not in the teacher's card '{teacher.card.name}'"
-    then = "check samples' names, files and identity of both cards; --max-unmatched FRACTION trains such rows on their labels alone"
-    raise UsageError(what, where=str(teacher.path), then=then)
