@@ -24,7 +24,7 @@ class Lazy(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of the commands, without importing them."""
-        order = ["toy", "inspect", "fit", "distil", "export", "bench", "evaluate", "predict", "replay"]
+        order = ["toy", "inspect", "fit", "specialists", "distil", "export", "bench", "evaluate", "predict", "replay"]
         found = [module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_")]
         return sorted(found, key=lambda name: (order.index(name) if name in order else len(order), name))
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from hlt_train.errors import UsageError
 
-__all__ = ["Predictions", "clusters", "confusable_sets"]
+__all__ = ["Predictions", "clusters", "confusable_sets", "largest_count"]
 
 STARTS, ROUNDS = 64, 1000  # first centres tried, at most; rounds of Lloyd's algorithm
 
@@ -99,6 +99,12 @@ def _farthest(points: np.ndarray, first: int, count: int) -> np.ndarray:
 def _distances(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Squares, `[points, centres]`."""
     return np.stack([((points - centre) ** 2).sum(axis=1) for centre in centres], axis=1)
+
+
+def largest_count(covariance: np.ndarray) -> int:
+    """The largest number of disjoint sets that `confusable_sets` finds among up to 64 clusters; 1 where it finds none."""
+    numbers = (clusters(covariance, number)[0] for number in range(2, min(len(covariance), STARTS + 1)))
+    return max((int((np.bincount(member) > 1).sum()) for member in numbers), default=1) or 1
 
 
 def confusable_sets(covariance: np.ndarray, count: int, size: int | None = None) -> list[tuple[int, ...]]:
