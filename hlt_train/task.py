@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from hlt_train.data.stream import Stream
 from hlt_train.devices import memory
 from hlt_train.record import Plan
 from hlt_train.strategies import Params
+from hlt_train.types import Batch
 from hlt_train.validation import Losses
 
 __all__ = ["Task", "gradient_of", "rows_between", "stays", "weighted_mean"]
@@ -45,6 +47,11 @@ class Task(NamedTuple):
     batch: int
     penalty: Callable[[Params], jax.Array] | None = None
     learning: Callable[[Params, Any, Any], jax.Array] | None = None
+
+
+def weighted_mean(rows: jax.Array, batch: Batch, mean_weight: float) -> jax.Array:
+    """The loss of a worker's batch from the losses of its rows `[n]`."""
+    return jnp.sum(batch.weight * rows) / (rows.shape[0] * mean_weight)
 
 
 def gradient_of(task: Task) -> Callable[[Params, Any, Any], tuple[jax.Array, Params]]:
