@@ -178,6 +178,8 @@ def _summary(result: dict[str, Any]) -> str:
         warm = f", after {result['warmup_steps']:,} steps of float warm-up" if result["warmup_steps"] else ""
         rows.append(["trained", f"{result['steps']:,} steps ({result['stopped']}){warm}"])
     golden = result["golden"]
+    if result["training_only"] is not None:
+        rows.append(["for training only", result["training_only"]])
     if golden is not None:
         rows.append(["golden evaluator, validation", f"cross-entropy {golden['cross_entropy']:.5g}, accuracy {golden['accuracy']:.5g}"])
         if (post := result["post_training"]) is not None:

@@ -27,7 +27,7 @@ from hlt_train.progress import Progress
 from hlt_train.restore import ModelSpec, build_model, load_run, outline, parameters, with_params, write_model
 from hlt_train.run import Run, read_config
 from hlt_train.signals import StopRequest
-from hlt_train.student import ROWS, golden_figures, refuse_saturated, saturation
+from hlt_train.student import ROWS, golden_figures, refuse_saturated, saturation, training_only
 from hlt_train.study import DistilConfig, Study, check_config, float_form, losses_of, open_study, precision_of
 from hlt_train.training import Trainer
 from hlt_train.trial import trial
@@ -122,7 +122,10 @@ def train_student(study: Study, run: Run, progress: Progress, stop: StopRequest,
         network = with_params(empty, checkpoints.to_tree(checkpoints.to_arrays(parameters(network)), parameters(empty), where=str(run.path / "warmup")))
         write_model(run.path, spec)
     # What training on the grid starts from: the warm-up's network as it is, in the student's formats.
-    post = golden_figures(load_run(run.path / "warmup")._replace(model=network, spec=spec), study.dataset) if warm else None
+    only = None if spec.precision is None else training_only(network, study.inputs, spec.outputs)
+    if only is not None:
+        progress(f"warning: no golden figures, working points and exports: {only}")
+    post = golden_figures(load_run(run.path / "warmup")._replace(model=network, spec=spec), study.dataset) if warm and only is None else None
     started = checkpoints.pointed(run.path, "LAST") is not None
     if spec.precision is not None and not started:
         _check_saturation(study, network, spec)
@@ -210,11 +213,13 @@ def _report(study: Study, run: Run, summary: dict[str, Any], post: dict[str, Any
     """Golden figures at BEST, and those of post-training quantisation beside them; `student.json` is written last and marks a finished student."""
     loaded = load_run(run.path)
     student: dict[str, Any] = {"parameters": summary["parameters"], "teacher": study.figures, "formats": None, "golden": None, "saturation": None}
-    student["post_training"] = post
+    student |= {"post_training": post, "training_only": None}
     precision = precision_of(loaded.spec)
     if precision is not None:
         saturated = _check_saturation(study, loaded.model, loaded.spec)
-        student |= {"formats": precision.to_config(), "golden": golden_figures(loaded, study.dataset), "saturation": saturated}
+        only = training_only(loaded.model, loaded.inputs, loaded.names)
+        golden = golden_figures(loaded, study.dataset) if only is None else None
+        student |= {"formats": precision.to_config(), "golden": golden, "saturation": saturated, "training_only": only}
     student |= {"temperature": study.config.temperature, "lambda": study.config.share, "learning_rate": study.config.learning_rate}
     write_document(run.path / STUDENT, "hlt-train/student", 1, student)
     return {**summary, **student}

@@ -25,6 +25,7 @@ from hlt_train.progress import Progress
 from hlt_train.restore import ModelSpec, outline
 from hlt_train.scorers import discriminant_of
 from hlt_train.soft_targets import soft_targets
+from hlt_train.student import training_only
 from hlt_train.teachers import Teacher, open_teacher
 from hlt_train.types import Inputs
 from hlt_train.validation import Losses
@@ -138,7 +139,7 @@ def open_study(config: DistilConfig, mesh: Mesh, folder: Path | None, progress: 
             progress(f"warning: {warning}")
         if inputs is None:
             inputs = normalise.fit_normalisation(dataset)
-        _try_formats(spec, inputs)
+        _try_formats(spec, inputs, compared=config.seeds is not None)
         figures: dict[str, Any] = teachers[0].about if len(teachers) == 1 else {"mean": config.mean, "teachers": [teacher.about for teacher in teachers]}
         extra: Mapping[str, Mapping[str, np.ndarray]] = {}
         if config.share > 0:
@@ -150,10 +151,12 @@ def open_study(config: DistilConfig, mesh: Mesh, folder: Path | None, progress: 
     return Study(config, teachers, dataset, inputs, spec, len(card.labels.classes), head, extra, figures, mesh)
 
 
-def _try_formats(spec: ModelSpec, inputs: Inputs) -> None:
-    """Refuse options and formats that the network cannot have, before the first step."""
+def _try_formats(spec: ModelSpec, inputs: Inputs, *, compared: bool) -> None:
+    """Refuse options and formats that the network cannot have, before the first step; those for training only, where students are `compared`."""
     precision = precision_of(spec)
-    outline(spec if precision is None else spec._replace(precision=provisional(precision).to_config()), inputs)
+    network = outline(spec if precision is None else spec._replace(precision=provisional(precision).to_config()), inputs)
+    if compared and precision is not None and (why := training_only(network, inputs, spec.outputs)) is not None:
+        raise UsageError(f"students are compared as the integers they are, and {why}", where="precision", then="formats of fewer bits, or no --seeds")
 
 
 def _refuse_offline(card: Card, *, allowed: bool) -> None:

@@ -21,8 +21,9 @@ from hlt_train.graph import Fixed, input_node
 from hlt_train.precision.config import Precision
 from hlt_train.precision.exact import EXACT_FLOAT32, EXACT_INT32, affine, affine_int32
 from hlt_train.precision.fixed import FixedFormat, bits_of, numbers
-from hlt_train.precision.formats import Format, quantise
+from hlt_train.precision.formats import Format, NumberFormat, quantise
 from hlt_train.precision.grid import Ints, folded, power
+from hlt_train.precision.minifloat import MiniFormat
 from hlt_train.types import Features, Group, Inputs
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "run",
 ]
 
+FARTHEST = (-6, 30)  # fraction bits that int32 may take from a sum
 Activation = Literal["none", "relu", "tanh", "gelu", "silu"]
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -60,8 +62,10 @@ class Grid(NamedTuple):
     top: tuple[int, ...]
 
     @classmethod
-    def of(cls, to: FixedFormat, features: int) -> Grid:
+    def of(cls, to: NumberFormat, features: int) -> Grid:
         """`features` features of one format."""
+        if isinstance(to, MiniFormat):  # its integers may be wider than int64
+            return cls((to.f,) * features, (to.hi,) * features)
         f, top = (np.broadcast_to(np.asarray(v, np.int64), features).tolist() for v in (to.f, np.maximum(-1 * to.lo, to.hi)))
         return cls(tuple(f), tuple(top))
 
@@ -149,7 +153,7 @@ class LayerFormats:
 
     weights: Format
     bias: FixedFormat
-    out: FixedFormat | None
+    out: NumberFormat | None
     source: Grid
 
     @property
@@ -169,9 +173,18 @@ class LayerFormats:
         inputs = np.ldexp(np.array(self.source.top, np.float64), self.source_f - np.array(self.source.f))
         f = np.atleast_1d(self.f).astype(np.int64)
         up = (f - self.source_f)[:, None] - np.asarray(self.weights.f)
-        weights = np.ldexp(np.maximum(-1 * self.weights.lo, self.weights.hi).astype(np.float64), np.minimum(up, 1000))
+        largest = np.asarray(np.maximum(-1 * self.weights.lo, self.weights.hi), np.float64)
+        weights = np.ldexp(largest, np.minimum(up, 1000))
         bias = np.ldexp(np.maximum(-1 * self.bias.lo, self.bias.hi).astype(np.float64), np.maximum(0, f - self.bias.f))
         return float((np.broadcast_to(weights, (len(f), len(inputs))) @ inputs + bias).max())
+
+    @property
+    def in_int32(self) -> bool:
+        """Whether the layer is computed in int32: float32 is exact below that, and beyond it the best there is."""
+        if not EXACT_FLOAT32 <= self.bound < EXACT_INT32:
+            return False
+        drop = 0 if self.out is None else np.asarray(self.f - self.out.f)
+        return bool(np.min(drop) >= FARTHEST[0] and np.max(drop) <= FARTHEST[1])
 
     @property
     def stochastic(self) -> bool:
@@ -189,9 +202,9 @@ class Dense(eqx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """`[..., inputs]` -> `[..., outputs]`, on the grid of `formats.out`. A key means training: what is rounded at random uses it."""
-        if self.formats is None or self.formats.bound < EXACT_FLOAT32 or (key is not None and self.formats.stochastic):
-            return self.quantised(self.accumulate(x, key), key)
-        return self._wide(x)
+        if self.formats is not None and self.formats.in_int32 and not (key is not None and self.formats.stochastic):
+            return self._wide(x)
+        return self.quantised(self.accumulate(x, key), key)
 
     def accumulate(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """The value before the loss of bits: float32, after the activation."""
@@ -223,7 +236,7 @@ def dense(
     linear = eqx.nn.Linear(inputs, outputs, key=key)
     if precision is None or source is None:
         return Dense(linear, name, activation, None)
-    formats = LayerFormats(precision.format(name, "weights"), precision.fixed(name, "bias"), None if last else precision.fixed(name, "activations"), source)
+    formats = LayerFormats(precision.format(name, "weights"), precision.fixed(name, "bias"), None if last else precision.activation(name), source)
     _check_shapes(name, formats, inputs, outputs)
     _check_formats(name, formats)
     return Dense(linear, name, activation, formats)
@@ -255,18 +268,6 @@ def _check_formats(name: str, formats: LayerFormats) -> None:
         )
     if np.abs(formats.f).max() >= 100:
         raise UsageError(f"the accumulators of '{name}' have steps of 2^-{_some(formats.f)}, beyond float32", where=where, then="use fewer fraction bits")
-    if formats.bound >= EXACT_INT32:
-        raise UsageError(
-            f"the sums of '{name}' can reach {formats.bound:.0f}, beyond int32", where=where, then="use fewer bits for weights or activations, or fewer inputs"
-        )
-    if formats.out is not None and formats.bound >= EXACT_FLOAT32:
-        drop = np.asarray(formats.f - formats.out.f)
-        if drop.min() < -6 or drop.max() > 30:
-            raise UsageError(
-                f"the outputs of '{name}' ({formats.out}) are too far from its accumulators (steps of 2^-{_some(formats.f)}) for int32",
-                where=where,
-                then="choose fraction bits nearer to those of the sums",
-            )
 
 
 def _some(f: Ints) -> str:

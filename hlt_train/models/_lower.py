@@ -5,19 +5,42 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from hlt_train.errors import RunFailed
-from hlt_train.graph import Affine, Concat, Flatten, FloatAffine, FloatPool, Graph, Node, Output, Pool, Quant, Requant, Window, float_input_node, input_node
+from hlt_train.errors import RunFailed, UsageError
+from hlt_train.graph import (
+    Affine,
+    Concat,
+    Fixed,
+    Flatten,
+    FloatAffine,
+    FloatPool,
+    Graph,
+    Node,
+    Output,
+    Pool,
+    Quant,
+    Requant,
+    Window,
+    float_input_node,
+    input_node,
+)
 from hlt_train.models._layers import Dense, GroupInput, fixed_of
 from hlt_train.models._pooling import Pooling
-from hlt_train.precision.fixed import FixedFormat
+from hlt_train.precision.formats import NumberFormat
+from hlt_train.precision.minifloat import MiniFormat
 from hlt_train.types import Group
 
 __all__ = ["Lowering"]
 
 
-def quant_of(to: FixedFormat) -> Quant:
+LARGEST = 2.0**62  # integers below it, and twice them, are int64
+
+
+def quant_of(to: NumberFormat) -> Quant:
     """The graph's form of a format with its modes; what is rounded at random in training is rounded to the nearest elsewhere."""
-    return Quant(fixed_of(to), "half_even" if to.round == "stochastic" else to.round, to.over)
+    round = "half_even" if to.round == "stochastic" else to.round
+    if isinstance(to, MiniFormat):
+        return Quant(Fixed(True, to.hi.bit_length() - to.f, to.f), round, "sat_sym", to.mantissa)
+    return Quant(fixed_of(to), round, to.over)
 
 
 class Lowering:
@@ -52,6 +75,13 @@ class Lowering:
         if layer.formats is None:
             return self._add(FloatAffine(layer.name, (source,), w.T.astype(np.float32), b.astype(np.float32), layer.activation))
         formats = layer.formats
+        if formats.bound >= LARGEST:
+            raise UsageError(
+                f"layer '{layer.name}' is for training only: its sums can reach 2^{np.log2(formats.bound):.0f}, and 63 bits are exact",
+                where=f"precision.layers.{layer.name}",
+                near=("minifloat<4,3,auto>", "minifloat<3,2,auto>"),
+                then="fewer exponent bits for its weights, or for the activations that it reads",
+            )
         shift = formats.source_f - np.array(formats.source.f, np.int64)
         f = np.array(np.broadcast_to(np.asarray(formats.f, np.int64), len(b)))
         integers = _integers(w, (f - formats.source_f)[:, None]).T << shift[:, None]

@@ -3,7 +3,7 @@
 precision:
 weights: fixed<8,auto>          # auto: the integer bits are chosen from the ranges that a float warm-up reached; also minifloat, pow2, ternary, binary
 bias: fixed<8,auto>
-activations: ufixed<8,auto>     # after ReLU and after pooling
+activations: ufixed<8,auto>     # after ReLU and after pooling; also minifloat
 inputs: fixed<10,4>             # the first grid, always half_even and sat
 round: half_even                # for the formats that name no mode of their own
 over: sat
@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 from hlt_train.errors import UsageError, nearest
 from hlt_train.precision.fixed import FixedFormat
-from hlt_train.precision.formats import Format, parse_format
+from hlt_train.precision.formats import Format, NumberFormat, parse_format
 from hlt_train.precision.grid import OVERFLOWS, ROUNDINGS, Overflow, Round
+from hlt_train.precision.minifloat import MiniFormat
 
 __all__ = ["ROLES", "Precision", "mode"]
 
@@ -66,11 +67,23 @@ class Precision:
         return {f.name: getattr(self, f.name) for f in fields(self)} | {"layers": {n: dict(o) for n, o in self.layers.items()}}
 
     def format(self, layer: str, role: str) -> Format:
-        """The format of one role of one layer (a group's name for `inputs`). Biases, activations and inputs are fixed point."""
-        text = str(self.layers.get(layer, {}).get(role, getattr(self, role)))
-        if role == "weights":
-            return parse_format(text, round=self.round, over=self.over)
-        return self.fixed(layer, role)
+        """The format of one role of one layer (a group's name for `inputs`). Biases and inputs are fixed point, activations that or minifloat."""
+        if role == "activations":
+            return self.activation(layer)
+        return self._parsed(layer, role) if role == "weights" else self.fixed(layer, role)
+
+    def activation(self, layer: str) -> NumberFormat:
+        """As `format`, of activations."""
+        found = self._parsed(layer, "activations")
+        if not isinstance(found, FixedFormat | MiniFormat):
+            near = ("ufixed<8,auto>", "minifloat<4,3,auto>")
+            raise UsageError(
+                f"activations are fixed point or minifloat, '{found}' is not", where=f"precision {layer} activations".replace("  ", " "), near=near
+            )
+        return found
+
+    def _parsed(self, layer: str, role: str) -> Format:
+        return parse_format(str(self.layers.get(layer, {}).get(role, getattr(self, role))), round=self.round, over=self.over)
 
     def fixed(self, layer: str, role: str) -> FixedFormat:
         """As `format`, of a role that is fixed point."""

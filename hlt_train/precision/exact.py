@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from hlt_train.precision.fixed import Bits, FixedFormat, numbers
-from hlt_train.precision.formats import quantise
+from hlt_train.precision.formats import NumberFormat, quantise
 from hlt_train.precision.grid import Ints, Round, power
+from hlt_train.precision.minifloat import MiniFormat
 
 __all__ = ["EXACT_FLOAT32", "EXACT_INT32", "affine", "affine_int32", "pool_mean"]
 
@@ -24,14 +25,14 @@ def affine(x: jax.Array, w: jax.Array, b: jax.Array) -> jax.Array:
     return total
 
 
-def _float(x: jax.Array, w: jax.Array, b: jax.Array, relu: bool, to: FixedFormat | None) -> jax.Array:
+def _float(x: jax.Array, w: jax.Array, b: jax.Array, relu: bool, to: NumberFormat | None) -> jax.Array:
     value = affine(x, w, b)
     value = jax.nn.relu(value) if relu else value
     return value if to is None else quantise(value, to)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5, 6))
-def affine_int32(x: jax.Array, w: jax.Array, b: jax.Array, f_x: int, f: Bits, relu: bool, to: FixedFormat | None) -> jax.Array:
+def affine_int32(x: jax.Array, w: jax.Array, b: jax.Array, f_x: int, f: Bits, relu: bool, to: NumberFormat | None) -> jax.Array:
     """As `affine`, ReLU and `quantise` on values whose sums may exceed 2**24: summed and rounded in int32, gradient of the float form.
 
     Args:
@@ -50,6 +51,8 @@ def affine_int32(x: jax.Array, w: jax.Array, b: jax.Array, f_x: int, f: Bits, re
     total = jnp.maximum(total, 0) if relu else total
     if to is None:
         return _value(total, total_f)
+    if isinstance(to, MiniFormat):
+        return _minifloat(total, jnp.ones_like(total), total_f - to.f, to)
     return _value(_requantised(total, total_f - to.f, to), to.f)
 
 
@@ -69,6 +72,23 @@ def _requantised(n: jax.Array, drop: Ints, to: FixedFormat) -> jax.Array:
     return jnp.where(rest > hi, rest - (hi - lo + 1), rest)
 
 
+def _minifloat(n: jax.Array, by: jax.Array, shift: Ints, to: MiniFormat) -> jax.Array:
+    """The minifloat that the exact rational n / by * 2**-shift of the smallest steps stands for, rounded once.
+
+    Args:
+        n: int32, below 2**30.
+        by: int32 > 0, below 2**30; a power of two where `shift` is not 0.
+        shift: at most 30.
+        to: the format.
+    """
+    size = jnp.abs(n) // by
+    below = jnp.clip(31 - jax.lax.clz(size) - shift - to.mantissa, 0, (1 << to.exponent) - 2)  # bits below the mantissa; beyond the format it saturates
+    right = shift + below
+    # A number of more significant bits than the mantissa has is rounded here; any other is exact, so float32 may shift it to the left.
+    near = _divided(n, by << jnp.maximum(right, 0), to.round).astype(jnp.float32) * power(jnp.maximum(-right, 0) + below)
+    return jnp.clip(near, float(to.lo), float(to.hi)) * power(-to.f)
+
+
 def _value(n: jax.Array, f: Ints) -> jax.Array:
     value: jax.Array = n.astype(jnp.float32) * power(-1 * f)
     return value
@@ -86,13 +106,13 @@ def _divided(n: jax.Array, by: jax.Array, mode: Round) -> jax.Array:
 
 
 def _int32_forward(
-    x: jax.Array, w: jax.Array, b: jax.Array, f_x: int, f: Bits, relu: bool, to: FixedFormat | None
+    x: jax.Array, w: jax.Array, b: jax.Array, f_x: int, f: Bits, relu: bool, to: NumberFormat | None
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
     return affine_int32(x, w, b, f_x, f, relu, to), (x, w, b)
 
 
 def _int32_backward(
-    _f_x: int, _f: Bits, relu: bool, to: FixedFormat | None, saved: tuple[jax.Array, jax.Array, jax.Array], gradient: jax.Array
+    _f_x: int, _f: Bits, relu: bool, to: NumberFormat | None, saved: tuple[jax.Array, jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     _, pull = jax.vjp(lambda x, w, b: _float(x, w, b, relu, to), *saved)
     found: tuple[jax.Array, jax.Array, jax.Array] = pull(gradient)
@@ -103,7 +123,7 @@ affine_int32.defvjp(_int32_forward, _int32_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def pool_mean(total: jax.Array, count: jax.Array, f: int, to: FixedFormat) -> jax.Array:
+def pool_mean(total: jax.Array, count: jax.Array, f: int, to: NumberFormat) -> jax.Array:
     """The mean total / max(count, 1), one exact rational rounded once to the format.
 
     Args:
@@ -115,11 +135,13 @@ def pool_mean(total: jax.Array, count: jax.Array, f: int, to: FixedFormat) -> ja
     n = jnp.round(total * power(f)).astype(jnp.int32)
     by = jnp.maximum(count, 1)[:, None]
     up = np.asarray(to.f - f)
+    if isinstance(to, MiniFormat):
+        return _minifloat(n << jnp.asarray(np.maximum(up, 0), jnp.int32), by << jnp.asarray(np.maximum(-up, 0), jnp.int32), 0, to)
     mean = _divided(n << jnp.asarray(np.maximum(up, 0), jnp.int32), by << jnp.asarray(np.maximum(-up, 0), jnp.int32), to.round)
     return _value(_requantised(mean, 0, to), to.f)
 
 
-def _mean_forward(total: jax.Array, count: jax.Array, f: int, to: FixedFormat) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+def _mean_forward(total: jax.Array, count: jax.Array, f: int, to: NumberFormat) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     return pool_mean(total, count, f, to), (total, count)
 
 

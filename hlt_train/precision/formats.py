@@ -26,9 +26,10 @@ from hlt_train.precision.grid import OVERFLOWS, ROUNDINGS, Overflow, Round, powe
 from hlt_train.precision.minifloat import MiniFormat
 from hlt_train.precision.weights import WeightFormat
 
-__all__ = ["Format", "brief", "parse_format", "quantise"]
+__all__ = ["Format", "NumberFormat", "brief", "parse_format", "quantise"]
 
-Format = FixedFormat | MiniFormat | WeightFormat
+NumberFormat = FixedFormat | MiniFormat  # of activations; weights have few values too
+Format = NumberFormat | WeightFormat
 KINDS = ("fixed", "ufixed", "minifloat", "pow2", "ternary", "binary")
 GRANULARITIES: dict[str, Per] = {f"per_{per}": per for per in get_args(Per)}
 _TEXT = re.compile(r"\s*(?P<kind>\w+)\s*<(?P<numbers>[^<>]*)>\s*(?P<modes>(?:,\s*\w+\s*)*)")

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from hlt_train import graph, plugins
 from hlt_train.calibration import calibrate, dense_layers
+from hlt_train.errors import UsageError
 from hlt_train.models import _layers, _pooling
 from hlt_train.models._refusal import NoGraph
 from hlt_train.precision import exact
 from hlt_train.precision.config import Precision
-from hlt_train.precision.formats import Format
+from hlt_train.precision.formats import Format, parse_format
 from hlt_train.proof import prove
 from hlt_train.types import Features, Inputs
 from tests.students import NARROW, cells, inputs, normalised, raw, raw_cells
@@ -225,6 +226,53 @@ def test_a_quantiser_that_leaves_the_grid_is_found(name: str, monkeypatch: pytes
     jax.clear_caches()
     with pytest.raises(AssertionError):
         np.testing.assert_array_equal(integers(lowered, forward(model, normalised(described, x))), want)
+
+
+MINIFLOATS = ["minifloat<2,1,0>,half_even", "minifloat<3,2,4>,floor", "minifloat<4,3,10>,half_up"]
+
+
+# Each with one of them; all of them with each are left to the long tests.
+WITH = [(case, to, case.marks or ([] if k % 3 == j else [pytest.mark.slow])) for k, case in enumerate(CASES) for j, to in enumerate(MINIFLOATS)]
+
+
+@pytest.mark.parametrize(("name", "options", "activations"), [pytest.param(*case.values, to, marks=marks) for case, to, marks in WITH])
+@or_refuses
+def test_minifloat_activations_are_bit_for_bit(name: str, options: dict[str, object], activations: str) -> None:
+    """In float32 and, of the last, in int32: ties, subnormal numbers and saturation through every layer and pool."""
+    rng = np.random.default_rng(17)
+    described = describe(name, rng)
+    precision = Precision(weights="fixed<6,2>", bias="fixed<6,3>", activations=activations, inputs="fixed<8,4>")
+    model = build(name, described, 4, precision, scale=3.0, **options, **SMALL.get(name, {}))
+    lowered = model.lower(described, ("a", "b"), SCORE)
+    x = draw(name, rng, described, 600)
+    assert all(proof.f24 for proof in prove(lowered).values()) == (activations != MINIFLOATS[-1])
+    np.testing.assert_array_equal(integers(lowered, forward(model, normalised(described, x))), graph.evaluate(lowered, x))
+    for node in lowered.nodes:
+        if isinstance(node, graph.Requant):
+            assert node.quant.mantissa == parse_format(activations).mantissa
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name == "mlp" else [pytest.mark.slow]) for name in MODELS])
+@or_refuses
+def test_beyond_int32_training_comes_near_the_golden_model(name: str) -> None:
+    """Sums of 24 bits times 24, and of E5M2: the forward rounds them in float32, the golden model holds them, and sums of E5M2 times E5M2 nobody."""
+    rng = np.random.default_rng(7)
+    described = describe(name, rng)
+    x = draw(name, rng, described, 200)
+    for formats in ({"weights": "fixed<24,3>", "activations": "ufixed<24,6>"}, {"weights": "fixed<9,3>", "activations": "minifloat<5,2,18>,half_even"}):
+        precision = Precision(bias="fixed<10,3>", inputs="fixed<12,4>", **formats)
+        model = build(name, described, 2, precision, **SMALL.get(name, {}))
+        lowered = model.lower(described, ("a", "b"), SCORE)
+        assert any(layer.formats.bound >= exact.EXACT_INT32 for layer in dense_layers(model))
+        f = lowered.structure["output"].f
+        want = np.ldexp(graph.evaluate(lowered, x).astype(np.float64), -f.astype(np.int32))
+        found = forward(model, normalised(described, x))
+        near = np.isclose(found, want, rtol=1e-5, atol=1e-5 * np.abs(want).max())
+        assert near.mean() > 0.95  # a rounding in float32 may go to the other side of a tie
+    wide = Precision(weights="minifloat<5,2>,half_even", bias="fixed<10,3>", activations="minifloat<5,2>,half_even", inputs="fixed<12,4>")
+    with pytest.raises(UsageError, match="for training only") as caught:
+        build(name, described, 2, wide, **SMALL.get(name, {})).lower(described, ("a", "b"), SCORE)
+    assert caught.value.where.startswith("precision.layers.")
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -37,12 +37,15 @@ def test_needs_constituents() -> None:
     assert "--model mlp" in str(caught.value)
 
 
-def test_refuses_no_phi_and_inexact_sums() -> None:
-    described = inputs(np.random.default_rng(1), ("jets", 2, 40))
+def test_refuses_no_phi() -> None:
     with pytest.raises(UsageError, match="phi needs"):
-        deepsets(described, 2, jax.random.key(0), phi=())
-    with pytest.raises(UsageError, match="the sum over 'jets'"):
-        deepsets(described, 2, jax.random.key(0), phi=(4,), precision=Precision(weights="fixed<4,1>", bias="fixed<4,1>", activations="ufixed<20,2>"))
-    wide = Precision(weights="fixed<4,1>", bias="fixed<4,1>", activations="ufixed<8,2>", layers={"jets_pool": {"activations": "ufixed<24,0>"}})
-    with pytest.raises(UsageError, match="the mean over 'jets'"):
-        deepsets(described, 2, jax.random.key(0), phi=(4,), pool="mean", precision=wide)
+        deepsets(inputs(np.random.default_rng(1), ("jets", 2, 40)), 2, jax.random.key(0), phi=())
+
+
+def test_a_mean_is_whole_where_its_sums_and_quotients_fit() -> None:
+    described = inputs(np.random.default_rng(1), ("jets", 2, 40))
+    for phi, pool, whole in (("ufixed<8,2>", "ufixed<8,2>", True), ("ufixed<20,2>", "ufixed<8,2>", False), ("ufixed<8,2>", "ufixed<24,0>", False)):
+        formats = Precision(weights="fixed<4,1>", bias="fixed<4,1>", activations=phi, layers={"jets_pool": {"activations": pool}})
+        network = deepsets(described, 2, jax.random.key(0), phi=(4,), pool="mean", precision=formats)
+        assert network.branches[0].pool is not None
+        assert network.branches[0].pool.whole == whole

@@ -37,7 +37,7 @@ def test_the_key_decides_the_weights() -> None:
         ({"dropout": 0.1, "precision": NARROW}, "off its grid"),
         ({"precision": Precision()}, "not chosen yet"),
         ({"precision": Precision(weights="fixed<8,2>", bias="fixed<20,2>", activations="ufixed<8,3>")}, "finer than its accumulators"),
-        ({"precision": Precision(weights="fixed<24,2>", bias="fixed<8,2>", activations="ufixed<24,3>")}, "beyond int32"),
+        ({"precision": Precision(weights="fixed<8,2>", bias="fixed<8,2>", activations="pow2<4,1>")}, "activations are fixed point or minifloat"),
         ({"precision": Precision(layers={"dense_9": {"weights": "fixed<4,1>"}})}, "no layer 'dense_9'"),
     ],
 )
