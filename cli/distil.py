@@ -30,6 +30,7 @@ KEYS = {
     "threads": "threads",
     "temperature": "temperature",
     "share": "lambda",
+    "matching": "matching",
     "max_unmatched": "max_unmatched",
     "allow_offline": "allow_offline",
     "seeds": "seeds",
@@ -50,6 +51,7 @@ WITH_RESUME = {"length", "resume", "inexact", "as_json", "quiet"}
 @click.option("--model", metavar="NAME", help="Architecture; its options: --set model.OPTION=VALUE.  [default: mlp, widths 32-32]")
 @click.option("--temperature", type=float, metavar="T", help="Of the soft targets.  [default: 2]")
 @click.option("--lambda", "share", type=float, metavar="L", help="Share of the soft targets: L T^2 KL + (1 - L) cross-entropy.  [default: 1]")
+@click.option("--matching", type=click.Choice(["soft", "logits"]), help="What the teacher's answers are compared as.  [default: soft]")
 @click.option("--learning-rate", type=float, metavar="RATE", help="Peak of the schedule.  [default: 0.01]")
 @click.option("--seeds", type=int, metavar="N", help="Compare the student alone and distilled over N seeds; RUN becomes the best distilled one.")
 @click.option("--lr-scan", metavar="A,B,C", help="With --seeds: learning rates tried for both arms; each takes its best on validation.")

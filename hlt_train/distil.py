@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from jax.sharding import Mesh
 
 from hlt_train import checkpoints, devices
 from hlt_train.calibration import calibrate, needs_calibration
@@ -22,16 +23,17 @@ from hlt_train.data.dataset import Dataset
 from hlt_train.errors import Interrupted, UsageError
 from hlt_train.files import check_new, write_document
 from hlt_train.precision.config import Precision
-from hlt_train.preparation import assemble, check_same, describe, row_counts, train
+from hlt_train.preparation import Prepared, assemble, check_same, describe, row_counts, train
 from hlt_train.progress import Progress
 from hlt_train.restore import ModelSpec, build_model, load_run, outline, parameters, with_params, write_model
 from hlt_train.run import Run, read_config
 from hlt_train.signals import StopRequest
 from hlt_train.student import ROWS, golden_figures, refuse_saturated, saturation, training_only
+from hlt_train.student_learning import student_learning
 from hlt_train.study import DistilConfig, Study, check_config, float_form, losses_of, open_study, precision_of
 from hlt_train.training import Trainer
 from hlt_train.trial import trial
-from hlt_train.types import Features
+from hlt_train.types import Features, Inputs
 
 __all__ = ["STUDENT", "DistilConfig", "distil", "dry_run", "finished", "leave_if", "resume", "train_student"]
 
@@ -47,7 +49,7 @@ def distil(config: DistilConfig, path: Path, *, progress: Progress) -> dict[str,
     check_config(config, mesh)
     with Run.create(path) as run:
         try:
-            study = open_study(config, mesh, run.path, progress)
+            study = _opened(config, mesh, run.path, progress)
         except BaseException:
             run.discard()
             raise
@@ -66,7 +68,7 @@ def resume(path: Path, *, length: str | None = None, inexact: bool = False, prog
             raise UsageError("a comparison over seeds has a fixed length", where=str(run.path), then="a new --run with another --for")
         devices.prepare(config.devices, run.provenance()["environment"]["nproc"])
         mesh = devices.mesh(config.devices)
-        study = open_study(config, mesh, run.path, progress, inputs=normalise.load(run.path / "normalisation.json"))
+        study = _opened(config, mesh, run.path, progress, inputs=normalise.load(run.path / "normalisation.json"))
         with study.dataset:
             return _train(study, run, progress, restore="same" if length is None else "extended", inexact=inexact)
 
@@ -76,12 +78,13 @@ def dry_run(config: DistilConfig, *, progress: Progress) -> dict[str, Any]:
     devices.prepare(config.devices)
     mesh = devices.mesh(config.devices)
     check_config(config, mesh)
-    study = open_study(config, mesh, None, progress)
+    study = _opened(config, mesh, None, progress)
     with study.dataset:
         precision = precision_of(study.spec)
         spec = float_form(study.spec) if precision is not None and needs_calibration(precision) else study.spec
         network = build_model(spec, study.inputs, config.seed)
-        ready = assemble(config, study.dataset, study.inputs, spec, parameters(network), losses_of(study, network), mesh, None, study.extra)
+        total = total_steps(config, study)
+        ready = prepared(study, config, spec, network, steps=_warm_share(config, total) or total, hinted=True)
         tried = trial(Trainer(ready.task, ready.plan, ready.strategy, mesh, None, progress, ready.schedule))
     groups = {g.name: list(g.shape) for g in study.inputs.groups}
     return {"inputs": groups, "outputs": list(spec.outputs), "rows": row_counts(study.dataset), "teacher": study.figures, **tried}
@@ -108,12 +111,12 @@ def leave_if(stop: StopRequest, after: str) -> None:
 def train_student(study: Study, run: Run, progress: Progress, stop: StopRequest, *, restore: Restore, inexact: bool = False) -> dict[str, Any]:
     """One student in `run`: warm-up, formats, training on the grid, golden figures."""
     config, spec = study.config, study.spec
-    total = steps_of(config.length, rows=study.dataset.size("train"), steps_per_epoch=-(-study.dataset.size("train") // config.batch))
+    total = total_steps(config, study)
     warm = _warm_steps(run, config, total) if spec.precision is not None else 0
     main = config.model_copy(update={"length": f"{total - warm}steps", "learning_rate": config.learning_rate * (config.fine_tune if warm else 1)})
     network = build_model(float_form(spec) if warm else spec, study.inputs, config.seed)
     if restore is None:
-        _write(study, run, main, spec, network)
+        _write(study, run, main, spec, network, steps=total - warm, hinted=not warm)
     if warm:
         network = _warmed(study, run, network, warm, progress)
         leave_if(stop, "the float warm-up")
@@ -129,7 +132,7 @@ def train_student(study: Study, run: Run, progress: Progress, stop: StopRequest,
     started = checkpoints.pointed(run.path, "LAST") is not None
     if spec.precision is not None and not started:
         _check_saturation(study, network, spec)
-    ready = assemble(main, study.dataset, study.inputs, spec, parameters(network), losses_of(study, network), study.mesh, None, study.extra)
+    ready = prepared(study, main, spec, network, steps=total - warm, hinted=not warm)
     if restore is not None:
         check_same(ready, study.mesh, run, inexact=inexact)
         run.write_config(config.stored())
@@ -137,9 +140,33 @@ def train_student(study: Study, run: Run, progress: Progress, stop: StopRequest,
     return _report(study, run, {**summary, "warmup_steps": warm}, post)
 
 
-def _write(study: Study, run: Run, main: DistilConfig, spec: ModelSpec, network: Any) -> None:
+def total_steps(config: DistilConfig, study: Study) -> int:
+    """Steps of all stages."""
+    rows = study.dataset.size("train")
+    return steps_of(config.length, rows=rows, steps_per_epoch=-(-rows // config.batch))
+
+
+def prepared(study: Study, config: DistilConfig, spec: ModelSpec, network: Any, *, steps: int, hinted: bool) -> Prepared:
+    """The parts of one stage: `config` says its length and learning rate; steps, hinted: see `student_learning`."""
+    learning = student_learning(study, network, steps=steps, hinted=hinted)
+    losses = losses_of(study, network)
+    return assemble(config, study.dataset, study.inputs, spec, parameters(network), losses, study.mesh, None, study.extra, learning)
+
+
+def _opened(config: DistilConfig, mesh: Mesh, folder: Path | None, progress: Progress, inputs: Inputs | None = None) -> Study:
+    """The study; hints, objectives and transforms that this student cannot have are refused before the first step."""
+    study = open_study(config, mesh, folder, progress, inputs)
+    try:
+        student_learning(study, outline(float_form(study.spec), study.inputs), steps=total_steps(study.config, study), hinted=True)
+    except BaseException:
+        study.dataset.close()
+        raise
+    return study
+
+
+def _write(study: Study, run: Run, main: DistilConfig, spec: ModelSpec, network: Any, *, steps: int, hinted: bool) -> None:
     """The directory before the first step."""
-    ready = assemble(main, study.dataset, study.inputs, spec, parameters(network), losses_of(study, network), study.mesh, None, study.extra)
+    ready = prepared(study, main, spec, network, steps=steps, hinted=hinted)
     stored = study.config.model_copy(update={"devices": ready.config.devices})
     describe(ready._replace(config=stored), study.mesh, run, {"teacher": study.figures})
 
@@ -148,7 +175,11 @@ def _warm_steps(run: Run, config: DistilConfig, total: int) -> int:
     """Steps of the warm-up: of the one that is there, else the configured share."""
     if (run.path / "warmup" / "config.yaml").is_file():
         return steps_of(str(read_config(run.path / "warmup")["for"]), rows=1, steps_per_epoch=1)
-    return min(round(config.warmup * total), total - 1)
+    return _warm_share(config, total)
+
+
+def _warm_share(config: DistilConfig, total: int) -> int:
+    return min(round(config.warmup * total), total - 1) if config.precision is not None else 0
 
 
 def _warmed(study: Study, run: Run, network: Any, steps: int, progress: Progress) -> Any:
@@ -157,7 +188,7 @@ def _warmed(study: Study, run: Run, network: Any, steps: int, progress: Progress
     if _trained(folder, steps):
         return load_run(folder).model
     config = study.config.model_copy(update={"length": f"{steps}steps", "precision": None, "seeds": None, "lr_scan": None})
-    ready = assemble(config, study.dataset, study.inputs, float_form(study.spec), parameters(network), losses_of(study, network), study.mesh, None, study.extra)
+    ready = prepared(study, config, float_form(study.spec), network, steps=steps, hinted=True)
     again = (folder / "config.yaml").is_file()
     if folder.exists() and not again:  # killed before it was a run
         shutil.rmtree(folder)
@@ -220,7 +251,9 @@ def _report(study: Study, run: Run, summary: dict[str, Any], post: dict[str, Any
         only = training_only(loaded.model, loaded.inputs, loaded.names)
         golden = golden_figures(loaded, study.dataset) if only is None else None
         student |= {"formats": precision.to_config(), "golden": golden, "saturation": saturated, "training_only": only}
-    student |= {"temperature": study.config.temperature, "lambda": study.config.share, "learning_rate": study.config.learning_rate}
+    config = study.config
+    student |= {"temperature": config.temperature, "lambda": config.share, "matching": config.matching, "learning_rate": config.learning_rate}
+    student |= {"hints": config.hints, "objective": config.objective, "augment": config.augment}
     write_document(run.path / STUDENT, "hlt-train/student", 1, student)
     return {**summary, **student}
 

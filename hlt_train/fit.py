@@ -16,12 +16,14 @@ import optax
 from jax.sharding import Mesh
 
 from hlt_train import checkpoints, cluster, devices
+from hlt_train.augmentation import augmented
 from hlt_train.configuration import check, merge
 from hlt_train.data import normalise
 from hlt_train.data.card import Card, load_card
 from hlt_train.data.dataset import Dataset, open_dataset
 from hlt_train.errors import UsageError
 from hlt_train.files import check_new
+from hlt_train.learning import of_losses
 from hlt_train.preparation import Prepared, TrainingConfig, assemble, check_batch, check_names, check_same, describe, row_counts, train
 from hlt_train.progress import Progress
 from hlt_train.restore import Loaded, ModelSpec, build_model, load_run, parameters
@@ -160,7 +162,9 @@ def _learn(config: FitConfig, dataset: Dataset, spec: ModelSpec, parent: Loaded 
     if parent is not None:
         params = checkpoints.to_tree(checkpoints.to_arrays(parameters(parent.model)), params, where=str(parent.path))
     origin = None if parent is None else {"path": str(parent.path.resolve()), "step": parent.step, "which": parent.which}
-    return assemble(config, dataset, inputs, spec, params, cross_entropy(network), mesh, origin)
+    losses = cross_entropy(network)
+    learning = augmented(config.augment, inputs, of_losses(losses, float(dataset.mean_weight)))
+    return assemble(config, dataset, inputs, spec, params, losses, mesh, origin, learning=learning)
 
 
 def _inherited(inputs: Inputs, card: Card) -> Inputs:

@@ -7,6 +7,7 @@ optimiser and the strategy.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +19,7 @@ from hlt_train.beside import Beside, Companion, accompanied, optimiser
 from hlt_train.low_precision import SCALES, LowPrecision
 from hlt_train.strategies import Strategy
 from hlt_train.task import weighted_mean
-from hlt_train.types import Batch, Inputs
+from hlt_train.types import Batch, Group, Inputs
 from hlt_train.validation import Losses
 
 __all__ = ["Learning", "Whole", "completed", "of_losses", "raw_inputs"]
@@ -52,15 +53,11 @@ def of_losses(losses: Losses, mean_weight: float) -> Loss:
 def raw_inputs(inputs: Inputs) -> Inputs:
     """The same groups as they are in the file: not moved, scaled or clipped, and a NaN stays one."""
 
-    def raw(n: int, value: float) -> np.ndarray:
-        return np.full(n, value, np.float32)
+    def raw(group: Group) -> Group:
+        zero = np.zeros_like(group.centre)
+        return replace(group, centre=zero, scale=zero + 1, lo=zero - np.inf, hi=zero + np.inf, nan=zero + np.nan)
 
-    groups = tuple(
-        g.__class__(g.name, g.variables, g.length, raw(n, 0), raw(n, 1), raw(n, -np.inf), raw(n, np.inf), raw(n, np.nan), g.available)
-        for g in inputs.groups
-        for n in (len(g.variables),)
-    )
-    return Inputs(groups, inputs.classes)
+    return Inputs(tuple(map(raw, inputs.groups)), inputs.classes)
 
 
 class Whole(NamedTuple):

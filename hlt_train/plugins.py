@@ -1,7 +1,7 @@
 """Plugins: file name = plugin name = factory function name; options = the factory's keyword-only parameters.
 
-The rooms `strategies`, `models` and `exporters` are listed with `pkgutil` without being imported, then third parties are found by the entry points
-`hlt_train.strategies`, `hlt_train.models` and `hlt_train.exporters`. A plugin that fails to import fails loudly, by name.
+The rooms (`ROOMS`) are listed with `pkgutil` without being imported, then third parties are found by the entry points
+`hlt_train.strategies`, `hlt_train.models`, `hlt_train.exporters` and `hlt_train.augmentations`. A plugin that fails to import fails loudly, by name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from hlt_train.errors import UsageError, nearest
 
 __all__ = ["ROOMS", "factory", "names", "options", "parse_options", "summary"]
 
-ROOMS = ("strategies", "models", "exporters")
+ROOMS = ("strategies", "models", "exporters", "augmentations")
 
 
 def _entry_points(room: str) -> dict[str, metadata.EntryPoint]:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from hlt_train import cluster, devices, optimisers, plugins
+from hlt_train.augmentation import check_augment
 from hlt_train.configuration import Configuration, merge, steps_of
 from hlt_train.data import normalise
 from hlt_train.data.card import Card
@@ -86,11 +87,17 @@ class TrainingConfig(Configuration):
     log_every: PositiveInt = 100
     threads: PositiveInt | None = None
     low_precision: dict[str, Any] | None = None  # None: float32
+    augment: dict[str, Any] = Field(default_factory=dict)  # transform -> options
 
     @field_validator("low_precision")
     @classmethod
     def _known(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         return None if value is None else asdict(LowPrecision.from_config(value))
+
+    @field_validator("augment")
+    @classmethod
+    def _transforms(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return check_augment(value)
 
     @field_validator("optimizer", "schedule", "strategy", "transport")
     @classmethod

@@ -24,7 +24,7 @@ from hlt_train.restore import build_model, parameters
 from hlt_train.run import Run, read_config
 from hlt_train.scorers import discriminant_of
 from hlt_train.signals import StopRequest
-from hlt_train.study import Study, float_form, losses_of
+from hlt_train.study import Study, alone, float_form, losses_of
 
 __all__ = ["ARMS", "FILE", "compare"]
 
@@ -74,8 +74,8 @@ def _student(study: Study, arm: str, folder: Path, seed: int, rate: float, progr
     """Train one student to its end, or the rest of it."""
     if finished(folder):
         return
-    update = {"seed": seed, "learning_rate": rate, "seeds": None, "lr_scan": None, **({"share": 0.0} if arm == "alone" else {})}
-    own = study._replace(config=study.config.model_copy(update=update), extra={} if arm == "alone" else study.extra)
+    own = alone(study) if arm == "alone" else study
+    own = own._replace(config=own.config.model_copy(update={"seed": seed, "learning_rate": rate, "seeds": None, "lr_scan": None}))
     again = (folder / "config.yaml").is_file()
     if folder.exists() and not again:  # killed before it was a run
         shutil.rmtree(folder)

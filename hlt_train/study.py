@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -17,11 +18,13 @@ from hlt_train.configuration import merge
 from hlt_train.data import normalise
 from hlt_train.data.card import Card
 from hlt_train.data.dataset import Dataset, open_dataset
-from hlt_train.distillation_loss import Head, Soft, head_of, student_losses
+from hlt_train.distillation_loss import LOGITS, MATCHED, Head, Matching, Soft, head_of, student_losses
 from hlt_train.errors import UsageError
+from hlt_train.hints import Hints
 from hlt_train.precision.config import Precision
 from hlt_train.preparation import TrainingConfig, check_batch, check_names
 from hlt_train.progress import Progress
+from hlt_train.rate_objective import RateObjective, rate_rows
 from hlt_train.restore import ModelSpec, outline
 from hlt_train.scorers import discriminant_of
 from hlt_train.soft_targets import soft_targets
@@ -30,7 +33,7 @@ from hlt_train.teachers import Teacher, open_teacher
 from hlt_train.types import Inputs
 from hlt_train.validation import Losses
 
-__all__ = ["DistilConfig", "Study", "check_config", "float_form", "losses_of", "open_study", "precision_of", "undecided"]
+__all__ = ["DistilConfig", "Study", "alone", "check_config", "float_form", "losses_of", "open_study", "precision_of", "undecided"]
 
 DISCRIMINANT = "discriminant"
 
@@ -47,6 +50,9 @@ class DistilConfig(TrainingConfig):
     precision: dict[str, Any] | None = Field(default_factory=dict)  # None: a float student
     temperature: PositiveFloat = 2.0
     share: float = Field(1.0, ge=0, le=1, alias="lambda")
+    matching: Matching = "soft"
+    hints: dict[str, Any] | None = None  # None: none
+    objective: dict[str, Any] | None = None  # None: the loss alone
     warmup: float = Field(0.5, ge=0, lt=1)
     fine_tune: PositiveFloat = 1.0  # factor of the learning rate after the warm-up
     max_unmatched: NonNegativeFloat = 0.01
@@ -83,6 +89,16 @@ class DistilConfig(TrainingConfig):
         """Of each teacher."""
         return [1.0] * len(self.teachers) if self.teacher_weights is None else self.teacher_weights
 
+    @field_validator("hints")
+    @classmethod
+    def _hints(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else asdict(Hints.from_config(value))
+
+    @field_validator("objective")
+    @classmethod
+    def _objective(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        return None if value is None else {"name": "rate", **asdict(RateObjective.from_config(value))}
+
     @field_validator("precision")
     @classmethod
     def _complete(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
@@ -97,7 +113,7 @@ class Study(NamedTuple):
         spec: of the student, its formats as they were asked for.
         classes: number of classes.
         head: of the discriminant output, None where the logits suffice.
-        extra: the teachers' logits, for the streams; empty where no student listens to them.
+        extra: columns for the streams: the teachers' logits where a student listens to them, the rate weights of an objective.
         figures: what is to be reported of the teachers and their logits.
     """
 
@@ -113,12 +129,24 @@ class Study(NamedTuple):
     mesh: Mesh
 
 
+def alone(study: Study) -> Study:
+    """The same study without anything of the teacher's."""
+    config = study.config.model_copy(update={"share": 0.0, "hints": None})
+    extra = {split: {name: column for name, column in columns.items() if name not in (LOGITS, MATCHED)} for split, columns in study.extra.items()}
+    return study._replace(config=config, extra=extra)
+
+
 def check_config(config: DistilConfig, mesh: Mesh) -> None:
     """What can be refused before anything is read."""
     check_batch(config, mesh)
     check_names(config)
     if config.lr_scan is not None and config.seeds is None:
         raise UsageError("--lr-scan compares learning rates of a comparison", then="add --seeds N, or give --learning-rate")
+    if (config.hints is not None or config.objective is not None) and config.strategy["name"] != "sync":
+        where = "hints" if config.hints is not None else "objective"
+        raise UsageError(
+            f"what is learnt beside the network is learnt by sync, not by strategy '{config.strategy['name']}'", where=where, then="--set strategy.name=sync"
+        )
     precision = None if config.precision is None else Precision.from_config(config.precision)
     if precision is not None and needs_calibration(precision) and config.warmup == 0:
         raise UsageError("formats that say auto need a float warm-up", where="warmup", then="--set warmup=0.5, or formats such as fixed<8,2> and ufixed<8,3>")
@@ -145,6 +173,9 @@ def open_study(config: DistilConfig, mesh: Mesh, folder: Path | None, progress: 
         if config.share > 0:
             options: dict[str, Any] = {"weights": config.weights, "how": config.mean, "most_unmatched": config.max_unmatched}
             extra, figures = soft_targets(teachers, dataset, folder, **options, progress=progress)
+        if config.objective is not None:
+            rates = rate_rows(dataset, config.objective["working_point"])
+            extra = {**extra, "train": {**extra.get("train", {}), **rates}}
     except BaseException:
         dataset.close()
         raise
@@ -200,4 +231,5 @@ def float_form(spec: ModelSpec) -> ModelSpec:
 def losses_of(study: Study, network: eqx.Module) -> Losses:
     """The loss of one of its networks."""
     config = study.config
-    return student_losses(network, study.classes, Soft(config.temperature, config.share) if config.share > 0 else None, study.head)
+    soft = Soft(config.temperature, config.share, config.matching) if config.share > 0 else None
+    return student_losses(network, study.classes, soft, study.head)

@@ -46,6 +46,24 @@ def test_the_formula(temperature: float, share: float) -> None:
     np.testing.assert_allclose(figures["hard"], hard, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("head", [None, Head((0.0, 0.0, 1.0), (0.25, 0.75, 0.0))])
+def test_matching_of_logits_is_the_limit_of_a_high_temperature(head: Head | None) -> None:
+    """And no shift of all logits of a row changes it."""
+    outputs = np.concatenate([STUDENT, RNG.normal(0, 2, (50, 1))], axis=1) if head else STUDENT
+    model, rows = Table(jnp.asarray(outputs, jnp.float32)), batch(TEACHER, LABEL)
+    found, figures = student_losses(model, 3, Soft(2.0, 1.0, "logits"), head)(model, rows, None)
+    _, limit = student_losses(model, 3, Soft(300.0, 1.0), head)(model, rows, None)
+    np.testing.assert_allclose(figures["soft"], limit["soft"], rtol=0.05, atol=0.02)
+    shifted, _ = student_losses(model, 3, Soft(2.0, 1.0, "logits"), head)(model, batch(TEACHER + 5, LABEL), None)
+    np.testing.assert_allclose(found, shifted, rtol=1e-4, atol=1e-5)
+    apart = (STUDENT - TEACHER) - (STUDENT - TEACHER).mean(axis=1, keepdims=True)
+    want = (apart**2).sum(axis=1) / 6
+    if head is not None:
+        d = TEACHER[:, 2] - np.log(0.25 * np.exp(TEACHER[:, 0]) + 0.75 * np.exp(TEACHER[:, 1]))
+        want += np.array([0.25, 0.75, 1.0])[LABEL] * (outputs[:, 3] - d) ** 2 / 8
+    np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+
+
 def test_rows_without_a_teacher_learn_from_labels() -> None:
     model = Table(jnp.asarray(STUDENT, jnp.float32))
     matched = (np.arange(50) % 2).astype(np.float32)

@@ -65,7 +65,7 @@ def test_layer(name: str) -> None:
         assert not [u for u in used if under(u, ("click",))], "only cli imports click"
     if under(name, NEVER_JAX):
         assert not [u for u in used if under(u, JAX)], "this room never imports jax"
-    if under(name, ("hlt_train.models", "hlt_train.strategies", "hlt_train.precision")):
+    if under(name, ("hlt_train.models", "hlt_train.strategies", "hlt_train.precision", "hlt_train.augmentations")):
         assert not [u for u in used if under(u, ("hlt_train.data", "hlt_train.files", "uproot", "pathlib"))], "pure JAX: no I/O"
     if under(name, ("hlt_train.exporters",)):
         assert not [u for u in used if under(u, ("hlt_train.data", "hlt_train.models"))], "exporters see only Graph"
@@ -78,6 +78,7 @@ def test_layer(name: str) -> None:
             "hlt_train.models",
             "hlt_train.strategies",
             "hlt_train.precision",
+            "hlt_train.augmentations",
             "hlt_train.trigger",
             "hlt_train.exporters",
             "hlt_train.transports",
