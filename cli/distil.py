@@ -35,6 +35,16 @@ KEYS = {
     "allow_offline": "allow_offline",
     "seeds": "seeds",
     "mean": "mean",
+    "budget_network": "budget.network",
+    "budget_path": "budget.path",
+    "reached": "budget.reached",
+    "budget_luts": "budget.luts",
+    "budget_cycles": "budget.cycles",
+    "budget_macs": "budget.macs",
+    "budget_bits": "budget.bits",
+    "isa": "budget.isa",
+    "latency_table": "budget.latency_table",
+    "trials": "search.trials",
 }
 WITH_RESUME = {"length", "resume", "inexact", "as_json", "quiet"}
 
@@ -55,6 +65,16 @@ WITH_RESUME = {"length", "resume", "inexact", "as_json", "quiet"}
 @click.option("--learning-rate", type=float, metavar="RATE", help="Peak of the schedule.  [default: 0.01]")
 @click.option("--seeds", type=int, metavar="N", help="Compare the student alone and distilled over N seeds; RUN becomes the best distilled one.")
 @click.option("--lr-scan", metavar="A,B,C", help="With --seeds: learning rates tried for both arms; each takes its best on validation.")
+@click.option("--budget-network", metavar="TIME", help="Search for the best student whose call takes at most TIME (100ns); with --model, hold that one to it.")
+@click.option("--budget-path", metavar="TIME", help="The same of an event, from branch values to decision (1ms).")
+@click.option("--reached", metavar="A/B", help="With --budget-path: rate at which the path is reached, of the rate that enters (8kHz/100kHz).")
+@click.option("--budget-luts", type=int, metavar="N", help="The same of an FPGA's look-up tables, as alkaid estimates them.")
+@click.option("--budget-cycles", type=int, metavar="N", help="The same of its clock cycles.  [of 5 ns; --set budget.clock_ns=...]")
+@click.option("--budget-macs", type=int, metavar="N", help="The same of multiply-accumulates.")
+@click.option("--budget-bits", type=int, metavar="N", help="The same of bit operations: weight bits times activation bits, over all products.")
+@click.option("--isa", metavar="PATH", help="Code path of the C++ header that times are of.  [default: the one that this processor takes]")
+@click.option("--latency-table", metavar="FILE", help="What `bench --calibrate` wrote; the search predicts times from it.  [default: made first]")
+@click.option("--trials", type=int, metavar="N", help="Candidates that a search trains.  [default: 16]")
 @click.option("--batch", type=int, metavar="N", help="Rows per step over all devices.  [default: 512]")
 @click.option("--optimizer", metavar="NAME", help="By its name in optax; its options: --set optimizer.OPTION=VALUE.  [default: adam]")
 @click.option("--schedule", metavar="NAME", help="By its name in optax, over each stage.  [default: cosine_decay_schedule]")
@@ -124,11 +144,24 @@ def _distil(ctx: click.Context, progress: Any) -> dict[str, Any]:
     if options["lr_scan"] is not None:
         content["lr_scan"] = _numbers("--lr-scan", options["lr_scan"], "0.003,0.01,0.03")
     content |= _cards(options, content)
+    _search(ctx, content)
 
     from hlt_train.distil import DistilConfig, distil, dry_run
 
     config = check(DistilConfig, content, where=str(options["config"] or ""))
     return dry_run(config, progress=progress) if options["dry_run"] else distil(config, options["run"], progress=progress)
+
+
+def _search(ctx: click.Context, content: dict[str, Any]) -> None:
+    """A budget without a model is a search for one."""
+    named = "model" in {**given(ctx, KEYS), **assignments(ctx)}
+    if "search" in content and content["search"] is not None and named:
+        raise UsageError("a search chooses the model: it does not go with --model", near=("--set search.families=[mlp]", "--set search.widths=[16,32]"))
+    if content.get("budget") is not None and content.get("seeds") is None and "search" not in content and not named:
+        content["search"] = {}
+    table = (content.get("budget") or {}).get("latency_table")
+    if table is not None:
+        content["budget"]["latency_table"] = str(Path(table).expanduser().absolute())
 
 
 def _cards(options: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
@@ -194,7 +227,11 @@ def _summary(result: dict[str, Any]) -> str:
     for point in result.get("working_points") or []:
         efficiency = point["efficiency"]
         rows.append([f"{point['name']} ({point['request']})", f"efficiency {efficiency['value']:.4f} [{efficiency['low']:.4f}, {efficiency['high']:.4f}]"])
+    if "budget" in result:
+        rows += _budget(result["budget"])
     text = table(rows, ["distil", ""])
+    if "search" in result:
+        return f"{text}\n\n{_searched(result['search'])}"
     return text if "comparison" not in result else f"{text}\n\n{_comparison(result['comparison'])}"
 
 
@@ -213,6 +250,54 @@ def _teachers(found: dict[str, Any]) -> list[list[str]]:
         unmatched = f", {each['unmatched']:,} rows unmatched" if each.get("unmatched") else ""
         rows.append(["teacher", f"{each['path']}, {where}{weight}{unmatched}{figures(each)}"])
     return rows if "teachers" not in found else [*rows, [f"{found['mean']} mean", figures(found).removeprefix("; ")]]
+
+
+def _budget(found: dict[str, Any]) -> list[list[str]]:
+    """Rows: each cost beside its limit, and what a path is made of."""
+    from hlt_train.budget import spelt
+
+    rows = [[f"budget of {name}", f"{spelt(name, cost)} of {spelt(name, found['limits'][name])}, measured"] for name, cost in found["costs"].items()]
+    if (path := found.get("path")) is not None:
+        text = f"{spelt('path', path['median_ns'])} median, {spelt('path', path['p99_ns'])} p99 per {path['per']} of {', '.join(path['samples'])}"
+        if "reached" in path:
+            text += f"; reached {path['reached']}: {100 * path['share_of_300_ms']:.2g} % of 300 ms"
+        rows.append(["branch values to decision", text])
+        left = [*path["not_timed"]["selections"], *path["not_timed"]["given_by_the_caller"]]
+        rows.append(["not in that time", ", ".join(left) or "nothing"])
+    return rows
+
+
+def _searched(found: dict[str, Any]) -> str:
+    """The candidates, and the chosen one beside the teacher and the reference cut."""
+    from hlt_train.budget import spelt
+    from hlt_train.report.table import plus_minus, table
+
+    def costs(row: dict[str, Any], name: str) -> str:
+        cost = row["costs"][name]
+        predicted = "" if cost["predicted"] is None else f"{spelt(name, cost['predicted'])} predicted"
+        return predicted if cost["measured"] is None else f"{spelt(name, cost['measured'])} measured ({predicted or 'no prediction'})"
+
+    limits = list(found["limits"])
+    header = ["candidate", "student", "steps", "figure, validation", *limits, ""]
+    rows = []
+    for row in found["rows"]:
+        words = [word for word, on in (("chosen", row["chosen"]), ("over budget", row["fits"] is False), ("front", row["front"])) if on]
+        figure = plus_minus(row["value"], row["error"])
+        rows.append([row["number"], row["what"], f"{row['steps']:,}", figure, *(costs(row, name) for name in limits), ", ".join(words)])
+    final = [[f"chosen: {found['what']}", plus_minus(found["value"], found["error"])], ["teacher", _pair(found["teacher"])]]
+    if "ratio_to_teacher" in found:
+        final.append(["chosen / teacher", _pair(found["ratio_to_teacher"])])
+    if "reference" in found:
+        final.append([f"reference cut {found['reference']['cut']}", f"{found['reference']['value']:.4f}"])
+    lines = [table(rows, header), "", table(final, [f"at {found['request']}", f"{found['split']} split"]), ""]
+    lines.append(table(_budget(found), ["budget", ""]))
+    return "\n".join([*lines, "", f"plots: {', '.join(found['plots'])}"])
+
+
+def _pair(figure: dict[str, float]) -> str:
+    from hlt_train.report.table import plus_minus
+
+    return plus_minus(figure["value"], figure["error"])
 
 
 def _comparison(found: dict[str, Any]) -> str:

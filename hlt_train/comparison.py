@@ -20,12 +20,11 @@ from hlt_train.progress import Progress
 from hlt_train.scorers import Scorer, scorer
 from hlt_train.scoring import requests_of, score_split, setting_of
 from hlt_train.study import Study
-from hlt_train.teachers import joint
 from hlt_train.trigger.bootstrap import Population, Replicas, nominal, rank, replicate
 from hlt_train.trigger.views import population, view
 from hlt_train.trigger.working_points import Request
 
-__all__ = ["Comparison", "best_on_validation", "compare_runs", "paired"]
+__all__ = ["Comparison", "best_on_validation", "compare_runs", "figures_at", "paired", "same_inputs"]
 
 Comparison = dict[str, Any]
 REPLICAS = 200
@@ -35,11 +34,10 @@ DEFAULT = Request("eff", 0.5, "eff 50%")
 def compare_runs(alone: Sequence[Path], distilled: Sequence[Path], study: Study, progress: Progress) -> Comparison:
     """The comparison on the test split; with the teacher, or all teachers as one, where it reads the same inputs."""
     students = [scorer(path) for path in (*alone, *distilled)]
-    config = study.config
-    teacher = joint(study.teachers, config.weights, config.mean, study.dataset.card)
-    readable = all(_same_inputs(each.network, students[0]) for each in study.teachers)
+    teacher = study.teacher
+    readable = all(same_inputs(each.network, students[0]) for each in study.teachers)
     networks = [*students, *([teacher] if readable else [])]
-    values, replicas, request = _figures(networks, study, "test", progress, replicas=REPLICAS)
+    values, replicas, request = figures_at(networks, study, "test", progress, replicas=REPLICAS)
     n = len(alone)
     arms = {"alone": slice(0, n), "distilled": slice(n, 2 * n)}
     rows = {arm: _arm(values[part], replicas[part]) for arm, part in arms.items()}
@@ -65,7 +63,7 @@ def best_on_validation(runs: Sequence[Path], study: Study, progress: Progress) -
     """Index of the run that is best on the validation split at the working point; the first of equals."""
     if len(runs) == 1:
         return 0
-    values, _, _ = _figures([scorer(path) for path in runs], study, "validation", progress, replicas=0)
+    values, _, _ = figures_at([scorer(path) for path in runs], study, "validation", progress, replicas=0)
     return int(np.argmax(values))
 
 
@@ -95,8 +93,8 @@ def _arm(values: np.ndarray, replicas: np.ndarray) -> dict[str, Any]:
     return figures
 
 
-def _figures(networks: Sequence[Scorer], study: Study, split: str, progress: Progress, *, replicas: int) -> tuple[np.ndarray, np.ndarray, Request]:
-    """Values `[networks]`, their replicas `[networks, replicas]`, and the working point."""
+def figures_at(networks: Sequence[Scorer], study: Study, split: str, progress: Progress, *, replicas: int) -> tuple[np.ndarray, np.ndarray, Request]:
+    """Values `[networks]` at the card's working point, their replicas `[networks, replicas]`, and the working point."""
     card = study.dataset.card
     setting, request = setting_of(card), next(iter(requests_of(card).values()), DEFAULT)
     scored = score_split(networks, study.dataset, split, progress=progress)
@@ -134,7 +132,7 @@ def _name(request: Request) -> str:
     return "background rejection" if request.kind == "eff" else "signal efficiency"
 
 
-def _same_inputs(teacher: Scorer, student: Scorer) -> bool:
+def same_inputs(teacher: Scorer, student: Scorer) -> bool:
     """Whether the rows of the student's card can be given to the teacher."""
     there = {g.name: (g.variables, g.length) for g in student.inputs.groups}
     return all(there.get(g.name) == (g.variables, g.length) for g in teacher.inputs.groups)

@@ -7,18 +7,18 @@ import numpy as np
 from hlt_train.graph import Affine, FloatAffine, Graph
 from hlt_train.proof import Proof, prove
 
-__all__ = ["cost"]
+__all__ = ["bits_of", "cost"]
 
 
-def _bits(lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
+def bits_of(lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
     """Bits of the narrowest integer that holds [lo, hi], int64; a sign bit only where lo < 0; 0 for the constant 0."""
     magnitude = np.maximum(hi, -lo - 1)  # -2**k needs no more bits than 2**k - 1
     return np.array([int(m).bit_length() for m in np.maximum(magnitude, 0).ravel()], np.int64).reshape(magnitude.shape) + (lo < 0)
 
 
 def _bit_operations(node: Affine, source: Proof) -> int:
-    activation = _bits(source.lo, source.hi)
-    return int((_bits(node.w, node.w) * activation[:, None]).sum())
+    activation = bits_of(source.lo, source.hi)
+    return int((bits_of(node.w, node.w) * activation[:, None]).sum())
 
 
 def cost(graph: Graph) -> dict[str, int]:

@@ -50,6 +50,7 @@ def distil(config: DistilConfig, path: Path, *, progress: Progress) -> dict[str,
     with Run.create(path) as run:
         try:
             study = _opened(config, mesh, run.path, progress)
+            _refuse_over(study, progress)
         except BaseException:
             run.discard()
             raise
@@ -60,15 +61,22 @@ def distil(config: DistilConfig, path: Path, *, progress: Progress) -> dict[str,
 def resume(path: Path, *, length: str | None = None, inexact: bool = False, progress: Progress) -> dict[str, Any]:
     """Continue a student, or a comparison, where it was: to its end or to a later one (`length`, not for comparisons)."""
     with Run.open(path) as run:
-        stored = read_config(run.path)
+        from hlt_train.search import home
+
+        base = home(run.path)
+        stored = read_config(base)
         if stored.get("verb") != "distil":
             raise UsageError(f"this run was made by '{stored.get('verb')}'", where=str(run.path), then=f"hlt-train {stored.get('verb')} --resume {path}")
         config = check(DistilConfig, merge(stored, {} if length is None else {"for": length}), where=str(run.path / "config.yaml"))
         if length is not None and config.seeds is not None:
             raise UsageError("a comparison over seeds has a fixed length", where=str(run.path), then="a new --run with another --for")
+        if length is not None and config.search is not None:
+            raise UsageError(
+                "a search has a fixed length", where=str(run.path), then=f"a new --run with --config {run.path}/search/config.yaml and another --for"
+            )
         devices.prepare(config.devices, run.provenance()["environment"]["nproc"])
         mesh = devices.mesh(config.devices)
-        study = _opened(config, mesh, run.path, progress, inputs=normalise.load(run.path / "normalisation.json"))
+        study = _opened(config, mesh, run.path, progress, inputs=normalise.load(base / "normalisation.json"))
         with study.dataset:
             return _train(study, run, progress, restore="same" if length is None else "extended", inexact=inexact)
 
@@ -90,14 +98,37 @@ def dry_run(config: DistilConfig, *, progress: Progress) -> dict[str, Any]:
     return {"inputs": groups, "outputs": list(spec.outputs), "rows": row_counts(study.dataset), "teacher": study.figures, **tried}
 
 
+def _refuse_over(study: Study, progress: Progress) -> None:
+    """Before a run is begun: a budget that could not be measured here, a search that could not go on, or one student that cannot keep its budget."""
+    if study.config.budget is None:
+        return
+    if study.config.search is not None:
+        from hlt_train.search import refuse
+
+        refuse(study)
+    else:
+        from hlt_train.within_budget import foreseen
+
+        foreseen(study, progress)
+
+
 def _train(study: Study, run: Run, progress: Progress, restore: Restore, *, inexact: bool = False) -> dict[str, Any]:
     try:
         with StopRequest() as stop:
+            if study.config.search is not None:
+                from hlt_train.search import search
+
+                return search(study, run, progress, stop, restore=restore, inexact=inexact)
             if study.config.seeds is not None:
                 from hlt_train.seeds import compare
 
                 return compare(study, run, progress, stop, restore=restore, inexact=inexact)
-            return train_student(study, run, progress, stop, restore=restore, inexact=inexact)
+            result = train_student(study, run, progress, stop, restore=restore, inexact=inexact)
+            if study.config.budget is None:
+                return result
+            from hlt_train.within_budget import settled
+
+            return settled(study, run, result, progress)
     except Interrupted as stopped:
         raise Interrupted(stopped.what, where=stopped.where, then=f"hlt-train distil --resume {run.path}") from stopped
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["BudgetNotMet", "HltTrainError", "Interrupted", "RunFailed", "UsageError", "nearest"]
+__all__ = ["BudgetNotMet", "HltTrainError", "Hopeless", "Interrupted", "RunFailed", "UsageError", "nearest"]
 
 
 class HltTrainError(Exception):
@@ -46,6 +46,10 @@ class RunFailed(HltTrainError):
     """The run itself failed: damaged data, divergence, an export that differs. Exit code 1."""
 
     exit_code = 1
+
+
+class Hopeless(RunFailed):
+    """This network cannot learn as it was asked to: a loss that is not finite, formats that saturate. A search goes on with another. Exit code 1."""
 
 
 class UsageError(HltTrainError):

@@ -26,7 +26,7 @@ from hlt_train.progress import Progress
 from hlt_train.structure import Structure
 from hlt_train.types import Features, Group
 
-__all__ = ["FORMAT", "KERNELS", "calibrate", "kernels", "predict", "read_table"]
+__all__ = ["FORMAT", "KERNELS", "calibrate", "kernels", "predict", "read_table", "tiny"]
 
 FORMAT = ("hlt-train/latency-table", 1)
 KERNELS = ("call", "input", "layer", "tile", "requant", "pool")
@@ -160,6 +160,11 @@ def _dense(rng: np.random.Generator, name: str, source: str, n: int, width: int,
     # The weights' exponent keeps activations of about the size of their format.
     layer = Affine(name, (source,), w, b, np.full(width, 5 + 7 + int(np.ceil(np.log2(n) / 2)), np.int64), relu=not last)
     return [layer] if last else [layer, Requant(f"{name}_act", (name,), ACTIVATION)]
+
+
+def tiny() -> Graph:
+    """The smallest network with all kinds of layers of an MLP, to ask what a header can do here."""
+    return _mlp(np.random.default_rng(0), (2, 2, 2))
 
 
 def _mlp(rng: np.random.Generator, widths: tuple[int, ...]) -> Graph:

@@ -19,7 +19,7 @@ import numpy as np
 from hlt_train import checkpoints, cluster
 from hlt_train.checkpoints import Snapshot
 from hlt_train.cluster import Asked
-from hlt_train.errors import Interrupted, RunFailed
+from hlt_train.errors import Hopeless, Interrupted
 from hlt_train.progress import Progress
 from hlt_train.run import Run
 from hlt_train.strategies import Params
@@ -258,7 +258,7 @@ class Record:
             self._run.log(f"diverged at step {step}; {kept}")
         self.progress.close()
         epoch = (step - 1) // self.steps_per_epoch + 1
-        raise RunFailed(
+        raise Hopeless(
             f"the loss is not finite at step {step} (epoch {epoch}); {kept}", where=where, then="a lower --learning-rate; --init-from RUN starts at its BEST"
         )
 

@@ -14,10 +14,11 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+from hlt_train.adoption import adopt
 from hlt_train.comparison import Comparison, best_on_validation, compare_runs
 from hlt_train.distil import STUDENT, finished, leave_if, train_student
 from hlt_train.errors import UsageError
-from hlt_train.files import read_document, write_bytes, write_document
+from hlt_train.files import read_document, write_document
 from hlt_train.preparation import assemble, describe
 from hlt_train.progress import Progress
 from hlt_train.restore import build_model, parameters
@@ -53,7 +54,7 @@ def compare(study: Study, run: Run, progress: Progress, stop: StopRequest, *, re
             _student(study, arm, folder, config.seed + k, rates[arm], progress, stop, inexact=inexact)
     found: Comparison = compare_runs(folders["alone"], folders["distilled"], study, progress)
     best = best_on_validation(folders["distilled"], study, progress)
-    _adopt(run.path, folders["distilled"][best])
+    adopt(run.path, folders["distilled"][best])
     content = {**found, "learning_rates": rates, "chosen_seed": config.seed + best, "chosen": str(folders["distilled"][best].relative_to(run.path))}
     write_document(run.path / FILE, FORMAT, 1, content)
     run.log(f"comparison over {config.seeds} seeds done; RUN is {content['chosen']}")
@@ -100,13 +101,3 @@ def _rate(study: Study, run: Run, arm: str, progress: Progress, stop: StopReques
     first.parent.mkdir(parents=True, exist_ok=True)
     folders[best].rename(first)
     return rates[best]
-
-
-def _adopt(run: Path, student: Path) -> None:
-    """Make `run` that student: its network, checkpoints, metrics and working points; `student.json` last."""
-    (run / STUDENT).unlink(missing_ok=True)
-    shutil.rmtree(run / "checkpoints", ignore_errors=True)
-    names = [p.relative_to(student) for p in sorted((student / "checkpoints").rglob("*")) if p.is_file()]
-    names += [Path(name) for name in ("model.json", "metrics.jsonl", "working_points.json", "LAST", "BEST", STUDENT) if (student / name).is_file()]
-    for name in names:
-        write_bytes(run / name, (student / name).read_bytes())

@@ -12,7 +12,7 @@ from hlt_train.calibration import dense_layers
 from hlt_train.cost import cost
 from hlt_train.data import normalise
 from hlt_train.data.dataset import Dataset
-from hlt_train.errors import RunFailed, UsageError
+from hlt_train.errors import Hopeless, RunFailed, UsageError
 from hlt_train.graph import Graph, evaluate
 from hlt_train.models._refusal import NoGraph
 from hlt_train.precision.formats import Format
@@ -107,7 +107,7 @@ def refuse_saturated(found: dict[str, dict[str, float]], formats: dict[str, dict
         for role, fraction in roles.items():
             if fraction > HOPELESS[role]:
                 text = formats.get(layer, {}).get(role, "")
-                raise RunFailed(
+                raise Hopeless(
                     f"the {role} of '{layer}' saturate: {100 * fraction:.0f} % lie beyond their format {text}",
                     where=f"precision.layers.{layer}.{role}",
                     then=f"more integer bits, or auto: --set precision.layers.{layer}.{role}='{'u' if role == 'activations' else ''}fixed<8,auto>'",

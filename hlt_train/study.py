@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, field_validator, model_validator
 
+from hlt_train.budget import Budget
 from hlt_train.calibration import needs_calibration, provisional
 from hlt_train.combination import Mean
 from hlt_train.configuration import merge
@@ -26,14 +27,15 @@ from hlt_train.preparation import TrainingConfig, check_batch, check_names
 from hlt_train.progress import Progress
 from hlt_train.rate_objective import RateObjective, rate_rows
 from hlt_train.restore import ModelSpec, outline
-from hlt_train.scorers import discriminant_of
+from hlt_train.scorers import Scorer, discriminant_of
+from hlt_train.search_space import Search
 from hlt_train.soft_targets import soft_targets
 from hlt_train.student import training_only
-from hlt_train.teachers import Teacher, open_teacher
+from hlt_train.teachers import Teacher, joint, open_teacher
 from hlt_train.types import Inputs
 from hlt_train.validation import Losses
 
-__all__ = ["DistilConfig", "Study", "alone", "check_config", "float_form", "losses_of", "open_study", "precision_of", "undecided"]
+__all__ = ["DistilConfig", "Study", "alone", "check_config", "float_form", "losses_of", "open_study", "precision_of", "spec_of", "undecided"]
 
 DISCRIMINANT = "discriminant"
 
@@ -59,6 +61,8 @@ class DistilConfig(TrainingConfig):
     allow_offline: bool = False
     seeds: PositiveInt | None = None
     lr_scan: list[PositiveFloat] | None = None
+    budget: Budget | None = None
+    search: Search | None = None  # None: the one student of `model`
 
     @field_validator("model")
     @classmethod
@@ -128,6 +132,11 @@ class Study(NamedTuple):
     figures: dict[str, Any]
     mesh: Mesh
 
+    @property
+    def teacher(self) -> Scorer:
+        """All teachers as one, of rows that each of them can read."""
+        return joint(self.teachers, self.config.weights, self.config.mean, self.dataset.card)
+
 
 def alone(study: Study) -> Study:
     """The same study without anything of the teacher's."""
@@ -147,9 +156,21 @@ def check_config(config: DistilConfig, mesh: Mesh) -> None:
         raise UsageError(
             f"what is learnt beside the network is learnt by sync, not by strategy '{config.strategy['name']}'", where=where, then="--set strategy.name=sync"
         )
+    _check_budget(config)
     precision = None if config.precision is None else Precision.from_config(config.precision)
     if precision is not None and needs_calibration(precision) and config.warmup == 0:
         raise UsageError("formats that say auto need a float warm-up", where="warmup", then="--set warmup=0.5, or formats such as fixed<8,2> and ufixed<8,3>")
+
+
+def _check_budget(config: DistilConfig) -> None:
+    if config.search is not None and config.budget is None:
+        raise UsageError("a search needs a budget to stay within", where="search", then="for instance --budget-network 100ns")
+    if config.budget is not None and config.precision is None:
+        raise UsageError("a budget is kept by fixed-point students", where="precision", then="leave precision=null out")
+    if config.budget is not None and config.seeds is not None:
+        raise UsageError(
+            "--seeds compares students of one kind, a budget looks for one", where="seeds", then="a search first, then --seeds with the model it found"
+        )
 
 
 def open_study(config: DistilConfig, mesh: Mesh, folder: Path | None, progress: Progress, inputs: Inputs | None = None) -> Study:
@@ -159,7 +180,7 @@ def open_study(config: DistilConfig, mesh: Mesh, folder: Path | None, progress: 
     paths = [str(teacher.path) for teacher in teachers]
     config = config.model_copy(update={"card": card, "teacher": paths[0] if isinstance(config.teacher, str) else paths})
     _refuse_offline(card, allowed=config.allow_offline)
-    spec, head = _spec(config, card)
+    spec, head = spec_of(config, card)
     progress("opening the files")
     dataset = open_dataset(card, threads=config.threads)
     try:
@@ -197,7 +218,7 @@ def _refuse_offline(card: Card, *, allowed: bool) -> None:
         raise UsageError(f"a trigger does not have the offline inputs {', '.join(offline)}", where=f"card '{card.name}', inputs.{offline[0]}", then=then)
 
 
-def _spec(config: DistilConfig, card: Card) -> tuple[ModelSpec, Head | None]:
+def spec_of(config: DistilConfig, card: Card) -> tuple[ModelSpec, Head | None]:
     """Outputs and score: a fixed-point student of one signal and one background class cuts on a difference of logits, otherwise on one more output."""
     classes = tuple(card.labels.classes)
     spec = ModelSpec.of({**config.model, "precision": config.precision}, classes)

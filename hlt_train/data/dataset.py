@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -115,12 +115,15 @@ class Dataset:
             for start in range(0, len(rows), step):
                 yield rows if len(rows) <= step else _slice(rows, start, start + step)
 
-    def branch_values(self, split: str, names: Iterable[str], most: int) -> dict[str, Any]:
+    def branch_values(self, split: str, names: Iterable[str], most: int, samples: Collection[str] | None = None) -> dict[str, Any]:
         """Branches as they lie in the files, behind these names, of at most `most` entries of a split, from up to 16 clusters spread over it.
 
-        A branch that has not the same type everywhere is left out.
+        A branch that has not the same type everywhere is left out. `samples`: of these alone.
         """
         numbers = np.flatnonzero(self._counts(split))
+        if samples is not None:
+            wanted = {number for number, name in enumerate(self.card.samples) if name in samples}
+            numbers = np.array([number for number in numbers.tolist() if self.clusters[number].sample in wanted], np.int64)
         numbers = numbers[np.linspace(0, len(numbers) - 1, min(len(numbers), 16)).astype(np.int64)] if len(numbers) else numbers
         found: dict[str, list[Any]] = {}
         for number, table in zip(numbers.tolist(), self._decoder.tables(numbers.tolist(), frozenset(names)), strict=True):
