@@ -15,19 +15,21 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from hlt_train import checkpoints
+from hlt_train import checkpoints, devices
 from hlt_train.configuration import check
 from hlt_train.data.dataset import open_dataset
-from hlt_train.distil import distil, dry_run
+from hlt_train.distil import DistilConfig, distil, dry_run
+from hlt_train.distil import resume as resume_student
+from hlt_train.dustbin import correction
 from hlt_train.errors import Interrupted, RunFailed, UsageError
 from hlt_train.files import read_arrays, read_document, sha256, write_text
 from hlt_train.fit import fit
 from hlt_train.progress import Progress
-from hlt_train.restore import ModelSpec, load_run, predict_rows
+from hlt_train.restore import ModelSpec, load_run, outline, predict_rows, with_params
 from hlt_train.run import read_config
 from hlt_train.scorers import scorer
 from hlt_train.soft_targets import soft_targets
-from hlt_train.specialist_training import SpecialistsConfig, output_axes
+from hlt_train.specialist_training import Shared, SpecialistsConfig, output_axes, prepare_specialist
 from hlt_train.specialists import dry_run as dry_specialists
 from hlt_train.specialists import resume, specialists
 from hlt_train.teachers import open_teacher
@@ -134,15 +136,15 @@ def test_reported_figures_are_those_of_the_rows(ensemble: tuple[Path, dict[str, 
     assert found["sets"][0]["active"] + found["sets"][1]["active"] == pytest.approx(1)  # the sets share the classes out
 
 
-def test_a_specialist_begins_as_the_generalist(generalist: Path, tmp_path: Path, rows: Rows) -> None:
-    """After one step of almost no length the differences within the set, and with one class left the dustbin's too, are the generalist's."""
-    specialists(options(generalist, sets=[["g", "W", "Z", "t"]], **{"for": "1steps"}, learning_rate=1e-12), tmp_path / "e", progress=QUIET)
-    whole = predict_rows(load_run(generalist), rows.x)
-    mine = predict_rows(load_run(tmp_path / "e" / "specialists" / "1"), rows.x)
-    correction = read_document(tmp_path / "e" / "sets.json", "hlt-train/specialist-sets", 1)["sets"][0]["correction"]
-    np.testing.assert_allclose(mine + np.array([0, 0, 0, 0, correction], np.float32), whole[:, [0, 2, 3, 4, 1]], atol=1e-5)
-    logits = scorer(tmp_path / "e").score(rows.x).logits
-    np.testing.assert_allclose(logits, log_softmax(whole.astype(np.float64), axis=1), atol=1e-5)
+def test_a_specialist_begins_as_the_generalist(generalist: Path, rows: Rows) -> None:
+    """Before the first step the differences within the set, and with one class left the dustbin's too, are the generalist's."""
+    whole, given = load_run(generalist), options(generalist, sets=[["g", "W", "Z", "t"]], **{"lambda": 0.0})
+    with open_dataset(whole.card) as dataset:
+        shared = Shared(given, whole, dataset, [{"classes": ["g", "W", "Z", "t"], "share": 0.7}], np.full(5, 0.2), {}, devices.mesh(1))
+        ready = prepare_specialist(shared, 0)
+    mine = whole._replace(model=with_params(outline(ready.spec, whole.inputs), ready.task.params), names=ready.spec.outputs)
+    found = predict_rows(mine, rows.x) + np.array([0, 0, 0, 0, correction(0.7)], np.float32)
+    np.testing.assert_allclose(found, predict_rows(whole, rows.x)[:, [0, 2, 3, 4, 1]], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -281,11 +283,17 @@ def test_it_teaches(ensemble: tuple[Path, dict[str, Any]], tmp_path: Path) -> No
         assert (tmp_path / "teacher_logits.npz").stat().st_mtime_ns > written
 
 
-def test_a_student_of_an_ensemble(ensemble: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    result = distil(config(ensemble[0], precision=None, length="1epochs"), tmp_path / "s", progress=QUIET)
-    assert (result["teacher"]["path"], result["teacher"]["step"]) == (str(ensemble[0]), None)
-    assert result["teacher"]["unmatched"] == 0
-    assert scorer(tmp_path / "s").teachers == (ensemble[0],)
+def test_a_student_of_an_ensemble_and_a_run(generalist: Path, ensemble: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """Several teachers from the configuration to `student.json`, and read back by a resume."""
+    content = {**config(ensemble[0], precision=None, length="1epochs").stored(), "teacher": [str(ensemble[0]), str(generalist)]}
+    result = distil(check(DistilConfig, {**content, "mean": "arithmetic", "teacher_weights": [2.0, 1.0]}), tmp_path / "s", progress=QUIET)
+    found = result["teacher"]
+    assert [(each["path"], each["weight"], each["unmatched"]) for each in found["teachers"]] == [(str(ensemble[0]), 2.0, 0), (str(generalist), 1.0, 0)]
+    assert (found["mean"], found["unmatched"], found["teachers"][0]["step"]) == ("arithmetic", 0, None)
+    stored = read_config(tmp_path / "s")
+    assert (stored["teacher"], stored["teacher_weights"]) == ([str(ensemble[0]), str(generalist)], [2.0, 1.0])
+    assert scorer(tmp_path / "s").teachers == (ensemble[0], generalist)
+    assert resume_student(tmp_path / "s", progress=QUIET)["teacher"] == found
 
 
 def test_sets_are_found_and_nothing_is_written(generalist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
