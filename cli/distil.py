@@ -31,6 +31,8 @@ KEYS = {
     "temperature": "temperature",
     "share": "lambda",
     "matching": "matching",
+    "hints": "hints.weight",
+    "rate_aware": "objective.working_point",
     "max_unmatched": "max_unmatched",
     "allow_offline": "allow_offline",
     "seeds": "seeds",
@@ -62,6 +64,10 @@ WITH_RESUME = {"length", "resume", "inexact", "as_json", "quiet"}
 @click.option("--temperature", type=float, metavar="T", help="Of the soft targets.  [default: 2]")
 @click.option("--lambda", "share", type=float, metavar="L", help="Share of the soft targets: L T^2 KL + (1 - L) cross-entropy.  [default: 1]")
 @click.option("--matching", type=click.Choice(["soft", "logits"]), help="What the teacher's answers are compared as.  [default: soft]")
+@click.option(
+    "--hints", type=float, metavar="WEIGHT", help="Learn to predict the teacher's middle layer from the student's, too; --set hints.first=0.25: at first."
+)
+@click.option("--rate-aware", metavar="POINT", help="Learn the efficiency at this working point's rate, too; its options: --set objective.weight=1.")
 @click.option("--learning-rate", type=float, metavar="RATE", help="Peak of the schedule.  [default: 0.01]")
 @click.option("--seeds", type=int, metavar="N", help="Compare the student alone and distilled over N seeds; RUN becomes the best distilled one.")
 @click.option("--lr-scan", metavar="A,B,C", help="With --seeds: learning rates tried for both arms; each takes its best on validation.")
@@ -105,6 +111,9 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     Formats (docs/formats.md): --set precision.weights='fixed<8,auto>' (also bias, activations, inputs; per layer: precision.layers.dense_0.weights); auto
     chooses the scale after a float warm-up over --set warmup=0.5 of the steps. Weights may be minifloat<E,M,auto>, pow2<W,auto>, ternary<auto>, binary<auto>.
     --set precision=null trains a float student.
+
+    What it learns (docs/distillation.md): soft targets or matched logits; --hints, --rate-aware; --set augment.TRANSFORM.OPTION=VALUE changes the rows of
+    every batch, and the teacher sees what the student sees.
     """
     from hlt_train.progress import Progress
 

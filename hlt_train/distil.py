@@ -22,6 +22,7 @@ from hlt_train.data import normalise
 from hlt_train.data.dataset import Dataset
 from hlt_train.errors import Interrupted, UsageError
 from hlt_train.files import check_new, write_document
+from hlt_train.hints import HINT
 from hlt_train.precision.config import Precision
 from hlt_train.preparation import Prepared, assemble, check_same, describe, row_counts, train
 from hlt_train.progress import Progress
@@ -29,8 +30,8 @@ from hlt_train.restore import ModelSpec, build_model, load_run, outline, paramet
 from hlt_train.run import Run, read_config
 from hlt_train.signals import StopRequest
 from hlt_train.student import ROWS, golden_figures, refuse_saturated, saturation, training_only
-from hlt_train.student_learning import student_learning
-from hlt_train.study import DistilConfig, Study, check_config, float_form, losses_of, open_study, precision_of
+from hlt_train.student_learning import hint_columns, student_learning
+from hlt_train.study import DistilConfig, Study, check_config, float_form, losses_of, open_study, precision_of, without
 from hlt_train.training import Trainer
 from hlt_train.trial import trial
 from hlt_train.types import Features, Inputs
@@ -181,7 +182,8 @@ def prepared(study: Study, config: DistilConfig, spec: ModelSpec, network: Any, 
     """The parts of one stage: `config` says its length and learning rate; steps, hinted: see `student_learning`."""
     learning = student_learning(study, network, steps=steps, hinted=hinted)
     losses = losses_of(study, network)
-    return assemble(config, study.dataset, study.inputs, spec, parameters(network), losses, study.mesh, None, study.extra, learning)
+    extra = study.extra if hinted else without(study.extra, HINT)
+    return assemble(config, study.dataset, study.inputs, spec, parameters(network), losses, study.mesh, None, extra, learning)
 
 
 def _opened(config: DistilConfig, mesh: Mesh, folder: Path | None, progress: Progress, inputs: Inputs | None = None) -> Study:
@@ -189,10 +191,10 @@ def _opened(config: DistilConfig, mesh: Mesh, folder: Path | None, progress: Pro
     study = open_study(config, mesh, folder, progress, inputs)
     try:
         student_learning(study, outline(float_form(study.spec), study.inputs), steps=total_steps(study.config, study), hinted=True)
+        return hint_columns(study)
     except BaseException:
         study.dataset.close()
         raise
-    return study
 
 
 def _write(study: Study, run: Run, main: DistilConfig, spec: ModelSpec, network: Any, *, steps: int, hinted: bool) -> None:

@@ -39,12 +39,15 @@ class Hints:
         student, teacher: names of layers; None: the middle one.
         weight: of the hint beside the loss of the answers.
         first: share of the steps, at the beginning, that learn the hint alone.
+        cached: the teacher's layer is computed once for every training row and kept in memory (its units, 4 bytes each, per row); False: anew in every step,
+            as for augmented batches.
     """
 
     student: str | None = None
     teacher: str | None = None
     weight: float = 1.0
     first: float = 0.0
+    cached: bool = True
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Hints:
@@ -53,16 +56,18 @@ class Hints:
         for key in config:
             if key not in known:
                 raise UsageError(f"hints has no option '{key}'", where=f"hints.{key}", near=nearest(key, known) or known)
-        given = {"student": None, "teacher": None, "first": 0.0, "weight": 0.0 if config.get("first") else 1.0} | dict(config)
+        given: dict[str, Any] = {f.name: f.default for f in fields(cls)} | {"weight": 0.0 if config.get("first") else 1.0} | dict(config)
         for key in ("student", "teacher"):
             if given[key] is not None and not isinstance(given[key], str):
                 raise UsageError(f"a layer has a name, got {given[key]!r}", where=f"hints.{key}")
         weight, first = given["weight"], given["first"]
+        if not isinstance(given["cached"], bool):
+            raise UsageError(f"cached is true or false, got {given['cached']!r}", where="hints.cached")
         if not isinstance(weight, int | float) or not isinstance(first, int | float) or weight < 0 or not 0 <= first < 1:
             raise UsageError(f"weight is at least 0 and first a share below 1, got {weight!r} and {first!r}", where="hints")
         if weight == 0 and first == 0:
             raise UsageError("weight 0 and first 0 leave no hint to learn", where="hints", then="--set hints.weight=1 or --set hints.first=0.25, or no hints")
-        return cls(given["student"], given["teacher"], float(weight), float(first))
+        return cls(given["student"], given["teacher"], float(weight), float(first), given["cached"])
 
 
 def hidden_layers(model: eqx.Module, inputs: Inputs, whose: str) -> dict[str, int]:

@@ -70,8 +70,8 @@ class RateObjective:
         for key in config:
             if key not in known:
                 raise UsageError(f"objective has no option '{key}'", where=f"objective.{key}", near=nearest(key, known) or known)
-        if config.get("name") != "rate":
-            raise UsageError(f"no objective is called {config.get('name')!r}", where="objective.name", near=("rate",))
+        if config.get("name", "rate") != "rate":
+            raise UsageError(f"no objective is called {config['name']!r}", where="objective.name", near=("rate",))
         if not isinstance(config.get("working_point"), str):
             raise UsageError("the objective needs a working point of the card", where="objective.working_point", then="--set objective.working_point=NAME")
         numbers = {f.name: config.get(f.name, f.default) for f in fields(cls) if f.name != "working_point"}

@@ -27,7 +27,7 @@ from hlt_train.teacher_in_loop import Frozen, frozen, joint_logits, normalised
 from hlt_train.transports.lockstep import INIT, actor_key
 from hlt_train.types import Batch
 
-__all__ = ["student_learning"]
+__all__ = ["hint_columns", "student_learning"]
 
 HINT_KEY = 0x417
 
@@ -46,13 +46,11 @@ def student_learning(study: Study, network: eqx.Module, *, steps: int, hinted: b
     objective = None if config.objective is None else RateObjective.from_config(config.objective)
     if hints is None and objective is None and not config.augment:
         return None
-    needed = hints is not None or (config.augment and config.share > 0)
-    teachers = _teachers(study, "an augmented batch" if config.augment else "a hint") if needed else []
     companions: dict[str, Companion] = {}
-    hint = None
-    layer = ""
+    hint, layer, cached = None, "", False
     if hints is not None:
-        hint, layer = _hint(study, hints, teachers, network, steps)
+        hint, layer = _hint(study, hints, _only(study), network, steps)
+        cached = hints.cached and not config.augment
         companions |= hint.companions(jax.random.fold_in(actor_key(config.seed, MODEL_ACTOR, INIT), HINT_KEY))
     if objective is not None:
         companions |= objective.companions()
@@ -77,14 +75,16 @@ def student_learning(study: Study, network: eqx.Module, *, steps: int, hinted: b
             value = value + objective.loss(score, batch, params.others)
         return value
 
-    if hint is None and not config.augment:
+    if not config.augment and (hint is None or cached):
         return Learning(loss, companions)
+    answers = bool(config.augment) and config.share > 0
+    teachers = _teachers(study, "an augmented batch" if config.augment else "a hint") if answers or hint is not None else []
     augment = augmenting(config.augment, study.inputs)
 
     def prepare(batch: Batch, key: Any) -> Batch:
         raw = augment(batch.x, key)
         extra = dict(batch.extra)
-        if config.augment and config.share > 0:
+        if answers:
             extra |= {LOGITS: joint_logits(teachers, config.weights, config.mean, raw), MATCHED: jnp.ones_like(batch.extra[MATCHED])}
         if hint is not None:
             extra[HINT] = teachers[0].hidden(raw, layer)
@@ -93,15 +93,32 @@ def student_learning(study: Study, network: eqx.Module, *, steps: int, hinted: b
     return Learning(loss, companions, prepare, raw=True)
 
 
+def hint_columns(study: Study) -> Study:
+    """The study with the teacher's hidden layer among the columns of the training split, where hints are cached."""
+    config = study.config
+    hints = None if config.hints is None else Hints.from_config(config.hints)
+    if hints is None or not hints.cached or config.augment:
+        return study
+    teacher = _only(study)
+    layer = layer_of(hints.teacher, hidden_layers(teacher.network, teacher.inputs, "teacher"), "teacher")
+    hidden = teacher.hidden_rows(study.dataset, "train", layer)
+    return study._replace(extra={**study.extra, "train": {**study.extra.get("train", {}), HINT: hidden}})
+
+
 def _teachers(study: Study, why: str) -> list[Frozen]:
     return [frozen(teacher, study.dataset.card, study.inputs, study.inputs.classes, why) for teacher in study.teachers]
 
 
-def _hint(study: Study, hints: Hints, teachers: list[Frozen], network: eqx.Module, steps: int) -> tuple[Hint, str]:
+def _only(study: Study) -> Frozen:
+    """The teacher that hints come from."""
+    if len(study.teachers) > 1:
+        raise UsageError(f"hints come from one teacher, here are {len(study.teachers)}", where="hints", then="distil from one of them, or without hints")
+    return _teachers(study, "a hint")[0]
+
+
+def _hint(study: Study, hints: Hints, teacher: Frozen, network: eqx.Module, steps: int) -> tuple[Hint, str]:
     """The hint, and the teacher's layer."""
-    if len(teachers) > 1:
-        raise UsageError(f"hints come from one teacher, here are {len(teachers)}", where="hints", then="distil from one of them, or without hints")
-    theirs = hidden_layers(teachers[0].network, teachers[0].inputs, "teacher")
+    theirs = hidden_layers(teacher.network, teacher.inputs, "teacher")
     ours = hidden_layers(network, study.inputs, "student")
     taught, learnt = layer_of(hints.teacher, theirs, "teacher"), layer_of(hints.student, ours, "student")
     first = round(hints.first * steps)

@@ -21,7 +21,7 @@ from hlt_train.data.card import Card
 from hlt_train.data.dataset import Dataset, open_dataset
 from hlt_train.distillation_loss import LOGITS, MATCHED, Head, Matching, Soft, head_of, student_losses
 from hlt_train.errors import UsageError
-from hlt_train.hints import Hints
+from hlt_train.hints import HINT, Hints
 from hlt_train.precision.config import Precision
 from hlt_train.preparation import TrainingConfig, check_batch, check_names
 from hlt_train.progress import Progress
@@ -35,7 +35,7 @@ from hlt_train.teachers import Teacher, joint, open_teacher
 from hlt_train.types import Inputs
 from hlt_train.validation import Losses
 
-__all__ = ["DistilConfig", "Study", "alone", "check_config", "float_form", "losses_of", "open_study", "precision_of", "spec_of", "undecided"]
+__all__ = ["DistilConfig", "Study", "alone", "check_config", "float_form", "losses_of", "open_study", "precision_of", "spec_of", "undecided", "without"]
 
 DISCRIMINANT = "discriminant"
 
@@ -141,8 +141,12 @@ class Study(NamedTuple):
 def alone(study: Study) -> Study:
     """The same study without anything of the teacher's."""
     config = study.config.model_copy(update={"share": 0.0, "hints": None})
-    extra = {split: {name: column for name, column in columns.items() if name not in (LOGITS, MATCHED)} for split, columns in study.extra.items()}
-    return study._replace(config=config, extra=extra)
+    return study._replace(config=config, extra=without(study.extra, LOGITS, MATCHED, HINT))
+
+
+def without(extra: Mapping[str, Mapping[str, np.ndarray]], *names: str) -> dict[str, dict[str, np.ndarray]]:
+    """The columns of the streams but these."""
+    return {split: {name: column for name, column in columns.items() if name not in names} for split, columns in extra.items()}
 
 
 def check_config(config: DistilConfig, mesh: Mesh) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from hlt_train.combination import Mean
 from hlt_train.data.card import Card
+from hlt_train.data.dataset import Dataset
 from hlt_train.ensemble_document import is_ensemble
 from hlt_train.errors import UsageError
 from hlt_train.restore import load_run
@@ -23,6 +24,8 @@ from hlt_train.teachers import Teacher
 from hlt_train.types import Features, Inputs
 
 __all__ = ["Frozen", "frozen", "joint_logits", "normalised"]
+
+STEP = 4096  # rows of a call
 
 
 def normalised(inputs: Inputs, x: Features) -> Features:
@@ -67,6 +70,16 @@ class Frozen:
         """float32 `[n, units]` of a hidden layer."""
         found: jax.Array = jax.lax.stop_gradient(self.network.trace(self.reads(x))[layer])
         return found
+
+    def hidden_rows(self, dataset: Dataset, split: str, layer: str) -> np.ndarray:
+        """The same for every row of a split, float32 `[rows, units]`, in batches of one size: the bits of a row do not depend on its neighbours."""
+        compiled = jax.jit(lambda x: self.hidden(x, layer))
+        parts = []
+        for rows in dataset.iterate(split, step=STEP, columns="training"):
+            missing = STEP - len(rows)
+            x = jax.tree.map(lambda leaf, missing=missing: np.concatenate([leaf, np.zeros((missing, *leaf.shape[1:]), leaf.dtype)]), rows.x)
+            parts.append(np.asarray(compiled(x))[: len(rows)])
+        return np.concatenate(parts)
 
 
 def joint_logits(teachers: Sequence[Frozen], weights: Sequence[float], how: Mean, x: Features) -> jax.Array:

@@ -75,6 +75,7 @@ def test_the_schedule() -> None:
         ({"first": 1}, "share below 1"),
         ({"weight": 0}, "leave no hint"),
         ({"student": 3}, "a layer has a name"),
+        ({"cached": 1}, "true or false"),
     ],
 )
 def test_sections_that_are_none(section: dict[str, Any], says: str) -> None:

@@ -70,7 +70,7 @@ def test_a_student_learns_all_of_it_and_is_itself_alone(student: tuple[Path, dic
     stored = checkpoints.load(path, loaded.step, "weights")
     assert checkpoints.to_arrays(parameters(outline(loaded.spec, loaded.inputs))).keys() == stored.keys()
     document = read_document(path / "student.json", "hlt-train/student", 1)
-    assert document["hints"] == {"student": None, "teacher": None, "weight": 0.3, "first": 0.0}
+    assert document["hints"] == {"student": None, "teacher": None, "weight": 0.3, "first": 0.0, "cached": True}
     assert document["objective"]["width"] == 1.0
     assert read_config(path)["augment"] == EVERYTHING["augment"]
 
@@ -99,6 +99,17 @@ def test_a_fixed_point_student_has_hints_in_its_warm_up(teacher: Path, tmp_path:
         resume(path, progress=QUIET)
         assert weights(path) == weights(tmp_path / "whole")
         assert weights(path / "warmup") == weights(tmp_path / "whole" / "warmup")
+
+
+def test_a_cached_hint_is_the_one_in_the_loop(teacher: Path, tmp_path: Path) -> None:
+    """To the rounding of sums in batches of another size."""
+    found = []
+    for cached in (True, False):
+        options = {"precision": None, "length": "1epochs", "hints": {"weight": 2.0, "cached": cached}, "share": 0.0}
+        distil(config(teacher, **options), tmp_path / str(cached), progress=QUIET)
+        found.append(checkpoints.load(tmp_path / str(cached), checkpoints.pointed(tmp_path / str(cached), "LAST") or 0, "weights"))
+    for name, array in found[0].items():
+        np.testing.assert_allclose(array, found[1][name], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.slow
