@@ -100,6 +100,7 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     """Train a teacher on the samples of CARD (a YAML file, or an embedded card: toy_jets, toy_events) and write a run directory.
 
     Without CARD: 40,000 toy jets, written under the run. The validation split is evaluated after every epoch; BEST is the epoch with the lowest loss.
+    --set augment.TRANSFORM.OPTION=VALUE changes the rows of every training batch (docs/distillation.md).
     """
     from hlt_train.progress import Progress
     from hlt_train.transports.launch import assign_gpu, launched

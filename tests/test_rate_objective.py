@@ -73,22 +73,19 @@ def test_the_threshold_settles_where_the_rate_is_the_working_points() -> None:
     whole = X @ w
     exact = np.quantile(whole[SIDE == 0], 1 - RATE)
 
-    @jax.jit
-    def step(others: Any, score: Any, part: Batch) -> Any:
-        seen = jax.grad(lambda o: objective.loss(score, part, {THRESHOLD: o}))(others)
-        return jax.tree.map(lambda a, b: a + b, others, rule.update(seen, None, others)[0])
+    def step(others: Any, drawn: Any) -> Any:
+        pick, shift = drawn
+        part = jax.tree.map(lambda leaf: leaf[pick], rows)
+        seen = jax.grad(lambda o: objective.loss(jnp.asarray(whole, jnp.float32)[pick] + shift, part, {THRESHOLD: o}))(others)
+        moved = jax.tree.map(lambda a, b: a + b, others, rule.update(seen, None, others)[0])
+        return moved, moved["threshold"]
 
-    others, late = companion.start, []
-    for k in range(3000):
-        pick = np.random.default_rng(k).integers(0, N, 64)
-        shift = 0.0 if k < 1500 else 2.0
-        part = rows._replace(extra={name: column[pick] for name, column in rows.extra.items()}, label=rows.label[pick], weight=rows.weight[pick])
-        others = step(others, jnp.asarray(whole[pick] + shift, jnp.float32), part)
-        if k % 1500 > 600:
-            late.append((shift, float(others["threshold"])))
+    picks = np.random.default_rng(0).integers(0, N, (3000, 64))
+    shifts = np.where(np.arange(3000) < 1500, 0, 2).astype(np.float32)
+    _, found = jax.lax.scan(step, companion.start, (jnp.asarray(picks), jnp.asarray(shifts)))
     for shift in (0.0, 2.0):
-        settled = [t for s, t in late if s == shift]
-        assert np.mean(settled) == pytest.approx(exact + shift, abs=0.06)
+        settled = (shifts == shift) & (np.arange(3000) % 1500 > 600)
+        assert np.mean(np.asarray(found)[settled]) == pytest.approx(exact + shift, abs=0.06)
 
 
 def test_padding_rows_do_not_count() -> None:
