@@ -109,8 +109,8 @@ def command(ctx: click.Context, /, **options: Any) -> None:
     TEACHER_RUN is a run or an ensemble of specialists; of several, each with its own card, the mean is imitated.
 
     Formats (docs/formats.md): --set precision.weights='fixed<8,auto>' (also bias, activations, inputs; per layer: precision.layers.dense_0.weights); auto
-    chooses the scale after a float warm-up over --set warmup=0.5 of the steps. Weights may be minifloat<E,M,auto>, pow2<W,auto>, ternary<auto>, binary<auto>.
-    --set precision=null trains a float student.
+    chooses the scale after a float warm-up over --set warmup=0.5 of the steps. Weights may be minifloat<E,M,auto>, as activations may, pow2<W,auto>,
+    ternary<auto>, binary<auto>; with dynamic<W> the scale follows the values in training. --set precision=null trains a float student.
 
     What it learns (docs/distillation.md): soft targets or matched logits; --hints, --rate-aware; --set augment.TRANSFORM.OPTION=VALUE changes the rows of
     every batch, and the teacher sees what the student sees.

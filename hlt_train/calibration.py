@@ -44,7 +44,7 @@ def needs_calibration(precision: Precision) -> bool:
     """Whether some weight, bias or activation format is `auto` (inputs take theirs from the card's clips)."""
     texts = [precision.weights, precision.bias, precision.activations]
     texts += [text for roles in precision.layers.values() for role, text in roles.items() if role != "inputs"]
-    return any("auto" in text for text in texts)
+    return any(is_auto(parse_format(text, round=precision.round, over=precision.over)) for text in texts)
 
 
 def calibrate(build: Build, network: Any, precision: Precision, x: Features) -> Precision:
@@ -79,13 +79,14 @@ def calibrate(build: Build, network: Any, precision: Precision, x: Features) -> 
 
 
 def provisional(precision: Precision) -> Precision:
-    """Every `auto` of weights, biases and activations replaced by some number: the widths as asked, to check a network before anything is trained."""
+    """Every `auto` of weights, biases and activations replaced by some number, nothing dynamic: to check a network before anything is trained."""
 
     def fixed(role: str, text: str) -> str:
-        if role == "inputs" or "auto" not in text:
-            return text
         asked = parse_format(text, round=precision.round, over=precision.over)
-        return str(asked.at(PROVISIONAL_F))
+        if role == "inputs":
+            return text
+        chosen = asked.at(PROVISIONAL_F) if is_auto(asked) else asked
+        return str(replace(chosen, dynamic=False) if isinstance(chosen, FixedFormat) else chosen)
 
     layers = {name: {role: fixed(role, text) for role, text in roles.items()} for name, roles in precision.layers.items()}
     return Precision.from_config({**precision.to_config(), **{role: fixed(role, getattr(precision, role)) for role in ROLES}, "layers": layers})

@@ -22,11 +22,12 @@ from hlt_train.data import normalise
 from hlt_train.data.dataset import Dataset
 from hlt_train.errors import Interrupted, UsageError
 from hlt_train.files import check_new, write_document
+from hlt_train.following import parts
 from hlt_train.hints import HINT
 from hlt_train.precision.config import Precision
 from hlt_train.preparation import Prepared, assemble, check_same, describe, row_counts, train
 from hlt_train.progress import Progress
-from hlt_train.restore import ModelSpec, build_model, load_run, outline, parameters, with_params, write_model
+from hlt_train.restore import ModelSpec, build_model, load_run, outline, parameters, settled, with_weights, write_model
 from hlt_train.run import Run, read_config
 from hlt_train.signals import StopRequest
 from hlt_train.student import ROWS, golden_figures, refuse_saturated, saturation, training_only
@@ -153,17 +154,20 @@ def train_student(study: Study, run: Run, progress: Progress, stop: StopRequest,
         network = _warmed(study, run, network, warm, progress)
         leave_if(stop, "the float warm-up")
         spec = _decided(study, network, spec)
-        empty = outline(spec, study.inputs)
-        network = with_params(empty, checkpoints.to_tree(checkpoints.to_arrays(parameters(network)), parameters(empty), where=str(run.path / "warmup")))
+        network = with_weights(build_model(spec, study.inputs, config.seed), network)
+    if parts(network):
+        spec = spec._replace(moving=spec.precision)
+    if warm or parts(network):
         write_model(run.path, spec)
+    still_spec, still = settled(spec, study.inputs, network)
     # What training on the grid starts from: the warm-up's network as it is, in the student's formats.
-    only = None if spec.precision is None else training_only(network, study.inputs, spec.outputs)
+    only = None if spec.precision is None else training_only(still, study.inputs, spec.outputs)
     if only is not None:
         progress(f"warning: no golden figures, working points and exports: {only}")
-    post = golden_figures(load_run(run.path / "warmup")._replace(model=network, spec=spec), study.dataset) if warm and only is None else None
+    post = golden_figures(load_run(run.path / "warmup")._replace(model=still, spec=still_spec), study.dataset) if warm and only is None else None
     started = checkpoints.pointed(run.path, "LAST") is not None
     if spec.precision is not None and not started:
-        _check_saturation(study, network, spec)
+        _check_saturation(study, still, still_spec)
     ready = prepared(study, main, spec, network, steps=total - warm, hinted=not warm)
     if restore is not None:
         check_same(ready, study.mesh, run, inexact=inexact)
@@ -283,6 +287,8 @@ def _report(study: Study, run: Run, summary: dict[str, Any], post: dict[str, Any
         saturated = _check_saturation(study, loaded.model, loaded.spec)
         only = training_only(loaded.model, loaded.inputs, loaded.names)
         golden = golden_figures(loaded, study.dataset) if only is None else None
+        if loaded.spec.moving is not None:
+            write_model(run.path, loaded.spec)  # as it is lowered: BEST with its own exponents
         student |= {"formats": precision.to_config(), "golden": golden, "saturation": saturated, "training_only": only}
     config = study.config
     student |= {"temperature": config.temperature, "lambda": config.share, "matching": config.matching, "learning_rate": config.learning_rate}

@@ -27,6 +27,7 @@ __all__ = ["Learning", "Whole", "completed", "of_losses", "raw_inputs"]
 PREPARATION = 0xA06  # folded into a step's key
 Loss = Callable[[Beside, Batch, Any], jax.Array]
 Prepare = Callable[[Batch, Any], Batch]
+Rule = Callable[[optax.GradientTransformation], optax.GradientTransformation]
 
 
 class Learning(NamedTuple):
@@ -70,11 +71,13 @@ class Whole(NamedTuple):
     """
 
     gradients: Callable[[Any, Batch, Any], jax.Array] | None
-    optimiser: Callable[[optax.GradientTransformation], optax.GradientTransformation]
+    optimiser: Rule
     strategy: Callable[[Strategy], Strategy]
 
 
-def completed(learning: Learning | None, low: LowPrecision | None, plain: Loss, params: Any, example: Batch, *, batch: int, seed: int) -> Whole:
+def completed(
+    learning: Learning | None, low: LowPrecision | None, plain: Loss, params: Any, example: Batch, *, own: Rule = lambda chosen: chosen, batch: int, seed: int
+) -> Whole:
     """Put together what is learnt and the arithmetic of training.
 
     Args:
@@ -83,11 +86,12 @@ def completed(learning: Learning | None, low: LowPrecision | None, plain: Loss, 
         plain: the validated loss.
         params: of the network, for their shapes.
         example: a small batch as the stream gives them, for its shapes.
+        own: the network's optimiser from the one that the user chose.
         batch: rows per step over all workers.
         seed: of stochastic rounding.
     """
     if learning is None and low is None:
-        return Whole(None, lambda chosen: chosen, lambda rule: rule)
+        return Whole(None, own, lambda rule: rule)
     wanted = learning or Learning(plain)
     loss, companions, prepare = wanted.loss, dict(wanted.companions), wanted.prepare
     if low is not None:
@@ -96,14 +100,14 @@ def completed(learning: Learning | None, low: LowPrecision | None, plain: Loss, 
         companions[SCALES] = low_precision.scales(low, loss, start, ready, batch=batch)
         loss = low_precision.learning(low, loss)
 
-    def gradients(own: Any, batch: Batch, key: Any) -> jax.Array:
+    def gradients(whole: Any, batch: Batch, key: Any) -> jax.Array:
         if prepare is not None:
             # A key of its own: the network's is the one it would have had without.
             batch = prepare(batch, jax.random.fold_in(key, PREPARATION))
-        return loss(own if companions else Beside(own, {}), batch, key)
+        return loss(whole if companions else Beside(whole, {}), batch, key)
 
     def optimised(chosen: optax.GradientTransformation) -> optax.GradientTransformation:
-        network = chosen if low is None else low_precision.storage(low, chosen, batch=batch, seed=seed)
+        network = own(chosen) if low is None else low_precision.storage(low, own(chosen), batch=batch, seed=seed)
         return optimiser(network, {name: companion.optimiser(chosen) for name, companion in companions.items()}) if companions else network
 
     return Whole(gradients, optimised, lambda rule: accompanied(rule, companions) if companions else rule)

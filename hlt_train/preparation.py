@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
-from hlt_train import cluster, devices, optimisers, plugins
+from hlt_train import cluster, devices, following, optimisers, plugins
 from hlt_train.augmentation import check_augment
 from hlt_train.configuration import Configuration, merge, steps_of
 from hlt_train.data import normalise
@@ -25,6 +25,7 @@ from hlt_train.files import read_document, write_text
 from hlt_train.fleet import Fleet
 from hlt_train.learning import Learning, completed, of_losses, raw_inputs
 from hlt_train.low_precision import LowPrecision
+from hlt_train.precision.config import Precision
 from hlt_train.progress import Progress
 from hlt_train.race import racing
 from hlt_train.record import Plan
@@ -202,8 +203,13 @@ def assemble(
 
     low = None if config.low_precision is None else LowPrecision.from_config(config.low_precision)
     mean_weight = float(dataset.mean_weight)
+
+    def own_rule(chosen: optax.GradientTransformation) -> optax.GradientTransformation:
+        moves = following.parts(params)
+        return following.optimiser(chosen, Precision.from_config(spec.precision or {}), batch=config.batch) if moves else chosen
+
     example = _some(inputs, extra.get("train", {}))
-    learnt = completed(learning, low, of_losses(losses, mean_weight), params, example, batch=config.batch, seed=config.seed)
+    learnt = completed(learning, low, of_losses(losses, mean_weight), params, example, own=own_rule, batch=config.batch, seed=config.seed)
 
     def optimiser(rate: optax.Schedule) -> optax.GradientTransformation:
         return learnt.optimiser(optimisers.optimiser(config.optimizer["name"], rate, options(config.optimizer)))
@@ -274,7 +280,7 @@ def sum_up(ready: Prepared, run: Run, progress: Progress, summary: dict[str, Any
     """The figures of a run that has ended, and the working points at BEST."""
     epochs = [line for line in run.metrics() if line["event"] == "epoch"]
     best = next(line for line in epochs if line["step"] == summary["best"]["step"])
-    size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(ready.task.params))
+    size = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(following.without_exponents(ready.task.params)))
     figures = {"parameters": size, "rows": row_counts(ready.dataset), "resident": resident}
     points = _working_points(ready, run, progress)
     if (run.path / "transport.json").is_file():

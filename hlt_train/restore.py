@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hlt_train import checkpoints, plugins
+from hlt_train import checkpoints, following, plugins
 from hlt_train.data import normalise
 from hlt_train.data.card import Card
 from hlt_train.ensemble_document import is_ensemble
@@ -22,7 +22,20 @@ from hlt_train.run import read_config
 from hlt_train.transports.lockstep import INIT, actor_key
 from hlt_train.types import Features, Inputs
 
-__all__ = ["MODEL_ACTOR", "Loaded", "ModelSpec", "build_model", "load_run", "outline", "parameters", "predict_rows", "with_params", "write_model"]
+__all__ = [
+    "MODEL_ACTOR",
+    "Loaded",
+    "ModelSpec",
+    "build_model",
+    "load_run",
+    "outline",
+    "parameters",
+    "predict_rows",
+    "settled",
+    "with_params",
+    "with_weights",
+    "write_model",
+]
 
 MODEL_ACTOR = 0xFFFF_FFFE
 FORMAT = "hlt-train/model"
@@ -37,6 +50,7 @@ class ModelSpec(NamedTuple):
         outputs: names of the logits, in order.
         precision: `Precision.to_config()`, None for a float network.
         score: the integer combination of logits to cut on, None for float networks.
+        moving: the formats as they are trained, where some are dynamic: those of the checkpoints; `precision` has those of BEST then. None elsewhere.
     """
 
     name: str
@@ -44,6 +58,7 @@ class ModelSpec(NamedTuple):
     outputs: tuple[str, ...]
     precision: dict[str, Any] | None = None
     score: tuple[int, ...] | None = None
+    moving: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any], outputs: Sequence[str]) -> ModelSpec:
@@ -103,7 +118,10 @@ def with_params(model: eqx.Module, params: Any) -> eqx.Module:
 
 def write_model(run: Path, spec: ModelSpec) -> None:
     """Write `model.json`."""
-    write_document(run / "model.json", FORMAT, 1, spec._asdict())
+    content = spec._asdict()
+    if spec.moving is None:  # what version 1 says
+        del content["moving"]
+    write_document(run / "model.json", FORMAT, 1 if spec.moving is None else 2, content)
 
 
 def load_run(path: Path, which: str = "BEST") -> Loaded:
@@ -116,16 +134,37 @@ def load_run(path: Path, which: str = "BEST") -> Loaded:
     step = checkpoints.pointed(path, which)
     if step is None:
         raise UsageError(f"the run has no {which} checkpoint yet", where=str(path), then=f"hlt-train {config.get('verb', 'fit')} --resume {path}")
-    document = read_document(path / "model.json", FORMAT, 1)
+    document = {"moving": None, **read_document(path / "model.json", FORMAT, 2)}
     fields = {name: document[name] for name in ModelSpec._fields}
     score = None if fields["score"] is None else tuple(fields["score"])
     spec = ModelSpec(**{**fields, "outputs": tuple(fields["outputs"]), "score": score})
     inputs = normalise.load(path / "normalisation.json")
-    model = outline(spec, inputs)
+    model = outline(spec if spec.moving is None else spec._replace(precision=spec.moving), inputs)
     stored = checkpoints.to_tree(checkpoints.load(path, step, "weights"), parameters(model), where=str(path / "checkpoints" / str(step)))
     params = jax.tree.map(jnp.asarray, stored)
     card = Card.model_validate(config["card"])
-    return Loaded(path, card, inputs, with_params(model, params), spec.outputs, spec, config, step, which)
+    spec, model = settled(spec, inputs, with_params(model, params))
+    return Loaded(path, card, inputs, model, spec.outputs, spec, config, step, which)
+
+
+def settled(spec: ModelSpec, inputs: Inputs, model: eqx.Module) -> tuple[ModelSpec, eqx.Module]:
+    """The same network with its dynamic formats at the exponents that they have reached, fixed point from now on; `moving` says how they were trained.
+
+    A network without dynamic formats is what it was.
+    """
+    asked = spec.precision if spec.moving is None else spec.moving
+    if asked is None or not following.parts(model):
+        return spec, model
+    found = spec._replace(precision=following.reached(model, Precision.from_config(asked)).to_config(), moving=asked)
+    return found, with_weights(outline(found, inputs), model)
+
+
+def with_weights(model: eqx.Module, other: eqx.Module) -> eqx.Module:
+    """The model with the weights of the same network in other formats; exponents of dynamic formats stay its own."""
+    own = parameters(model)
+    weights = checkpoints.to_arrays(following.without_exponents(parameters(other)))
+    params = checkpoints.to_tree(weights, following.without_exponents(own), where="the weights of a network in other formats")
+    return with_params(model, eqx.combine(jax.tree.map(jnp.asarray, params), own))
 
 
 def predict_rows(loaded: Loaded, x: Features, *, batch: int = 4096) -> np.ndarray:

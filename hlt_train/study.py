@@ -162,8 +162,27 @@ def check_config(config: DistilConfig, mesh: Mesh) -> None:
         )
     _check_budget(config)
     precision = None if config.precision is None else Precision.from_config(config.precision)
+    if precision is not None and precision.moves:
+        _check_dynamic(config)
     if precision is not None and needs_calibration(precision) and config.warmup == 0:
-        raise UsageError("formats that say auto need a float warm-up", where="warmup", then="--set warmup=0.5, or formats such as fixed<8,2> and ufixed<8,3>")
+        raise UsageError(
+            "formats whose scale is to be chosen (auto, dynamic<W>) need a float warm-up",
+            where="warmup",
+            then="--set warmup=0.5, or formats such as fixed<8,2> and ufixed<8,3>",
+        )
+
+
+def _check_dynamic(config: DistilConfig) -> None:
+    """What is counted travels beside the gradients, to one optimiser, in full."""
+    wire = config.transport.get("wire", "float32")
+    said = {
+        f"strategy '{config.strategy['name']}'": config.strategy["name"] != "sync",
+        "low_precision": config.low_precision is not None,
+        f"messages in {wire}": wire != "float32",
+    }
+    for what, so in said.items():
+        if so:
+            raise UsageError(f"dynamic formats are trained by sync in float32, not with {what}", where="precision", then="formats such as fixed<8,auto>")
 
 
 def _check_budget(config: DistilConfig) -> None:

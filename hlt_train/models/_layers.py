@@ -6,10 +6,10 @@ the layer runs in int32), and every loss of bits is one `quantise`. Its `grid` s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import equinox as eqx
 import jax
@@ -21,6 +21,7 @@ from hlt_train.graph import Fixed, input_node
 from hlt_train.precision.config import Precision
 from hlt_train.precision.exact import EXACT_FLOAT32, EXACT_INT32, affine, affine_int32
 from hlt_train.precision.fixed import FixedFormat, bits_of, numbers
+from hlt_train.precision.followed import Exponents, exponents_of, followed, follows
 from hlt_train.precision.formats import Format, NumberFormat, quantise
 from hlt_train.precision.grid import Ints, folded, power
 from hlt_train.precision.minifloat import MiniFormat
@@ -43,6 +44,7 @@ __all__ = [
     "run",
 ]
 
+Role = Literal["weights", "bias", "out"]
 FARTHEST = (-6, 30)  # fraction bits that int32 may take from a sum
 Activation = Literal["none", "relu", "tanh", "gelu", "silu"]
 
@@ -56,18 +58,29 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Grid(NamedTuple):
-    """What the features of a value can be: feature j is n * 2**-f[j] with |n| <= top[j]."""
+    """What the features of a value can be: feature j is n * 2**-f[j] with |n| <= top[j].
+
+    follows: per feature the layer whose dynamic format it has, "" for a format that does not move; f is then the exponent at first.
+    """
 
     f: tuple[int, ...]
     top: tuple[int, ...]
+    follows: tuple[str, ...]
 
     @classmethod
-    def of(cls, to: NumberFormat, features: int) -> Grid:
-        """`features` features of one format."""
+    def of(cls, to: NumberFormat, features: int, name: str = "") -> Grid:
+        """`features` features of one format, that of layer `name`."""
+        still = (name if follows(to) else "",) * features
         if isinstance(to, MiniFormat):  # its integers may be wider than int64
-            return cls((to.f,) * features, (to.hi,) * features)
+            return cls((to.f,) * features, (to.hi,) * features, still)
         f, top = (np.broadcast_to(np.asarray(v, np.int64), features).tolist() for v in (to.f, np.maximum(-1 * to.lo, to.hi)))
-        return cls(tuple(f), tuple(top))
+        return cls(tuple(f), tuple(top), still)
+
+    @classmethod
+    def joined(cls, grids: Sequence[Grid | None]) -> Grid | None:
+        """Of features side by side; None where none of them has a grid."""
+        found = [grid for grid in grids if grid is not None]
+        return cls(*(tuple(v for grid in found for v in grid[k]) for k in range(3))) if found else None  # type: ignore[arg-type]
 
 
 class GroupInput(eqx.Module):
@@ -162,6 +175,12 @@ class LayerFormats:
         return max(self.source.f)
 
     @property
+    def moving(self) -> tuple[Role, ...]:
+        """Those that are dynamic, in the order of the layer's `Exponents`."""
+        roles: tuple[Role, ...] = get_args(Role)
+        return tuple(role for role in roles if follows(getattr(self, role)))
+
+    @property
     def f(self) -> Ints:
         """Exponent of the accumulators: one, or one per output, that of its finest weight."""
         finest = self.weights.f
@@ -193,16 +212,17 @@ class LayerFormats:
 
 
 class Dense(eqx.Module):
-    """A dense layer with its activation, over the last axis; float, or fixed point when it has `formats`."""
+    """A dense layer with its activation, over the last axis; float, or fixed point when it has `formats`, whose dynamic ones have their `exponents`."""
 
     linear: eqx.nn.Linear
     name: str = eqx.field(static=True)
     activation: Activation = eqx.field(static=True)
     formats: LayerFormats | None = eqx.field(static=True)
+    exponents: Exponents | None = None
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """`[..., inputs]` -> `[..., outputs]`, on the grid of `formats.out`. A key means training: what is rounded at random uses it."""
-        if self.formats is not None and self.formats.in_int32 and not (key is not None and self.formats.stochastic):
+        if self.formats is not None and self.exponents is None and self.formats.in_int32 and not (key is not None and self.formats.stochastic):
             return self._wide(x)
         return self.quantised(self.accumulate(x, key), key)
 
@@ -213,7 +233,7 @@ class Dense(eqx.Module):
 
     def quantised(self, value: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """What `accumulate` gave, on the output's grid."""
-        return value if self.formats is None or self.formats.out is None else quantise(value, self.formats.out, folded(key, 0))
+        return value if self.formats is None or self.formats.out is None else self._brought("out", value, folded(key, 0))
 
     def parameters(self, key: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
         """Weights `[outputs, inputs]` and bias as the layer uses them."""
@@ -221,7 +241,15 @@ class Dense(eqx.Module):
         weight, bias = jnp.asarray(self.linear.weight), jnp.asarray(self.linear.bias)
         if self.formats is None:
             return weight, bias
-        return quantise(weight, self.formats.weights, folded(key, 1)), quantise(bias, self.formats.bias, folded(key, 2))
+        return self._brought("weights", weight, folded(key, 1)), self._brought("bias", bias, folded(key, 2))
+
+    def _brought(self, role: Role, x: jax.Array, key: jax.Array | None) -> jax.Array:
+        """`x` in one of the layer's formats."""
+        assert self.formats is not None
+        to = getattr(self.formats, role)
+        if self.exponents is None or not follows(to):
+            return quantise(x, to, key)
+        return followed(x, self.exponents.values[self.formats.moving.index(role)], key, to)
 
     def _wide(self, x: jax.Array) -> jax.Array:
         assert self.formats is not None
@@ -239,7 +267,7 @@ def dense(
     formats = LayerFormats(precision.format(name, "weights"), precision.fixed(name, "bias"), None if last else precision.activation(name), source)
     _check_shapes(name, formats, inputs, outputs)
     _check_formats(name, formats)
-    return Dense(linear, name, activation, formats)
+    return Dense(linear, name, activation, formats, exponents_of(formats.weights, formats.bias, formats.out))
 
 
 def _check_shapes(name: str, formats: LayerFormats, inputs: int, outputs: int) -> None:
@@ -254,7 +282,7 @@ def _check_shapes(name: str, formats: LayerFormats, inputs: int, outputs: int) -
 def grid_after(layer: Dense, width: int) -> Grid | None:
     """What the `width` outputs of a layer can be; None for a float layer."""
     formats = layer.formats
-    return None if formats is None or formats.out is None else Grid.of(formats.out, width)
+    return None if formats is None or formats.out is None else Grid.of(formats.out, width, layer.name)
 
 
 def _check_formats(name: str, formats: LayerFormats) -> None:
@@ -283,7 +311,7 @@ def chain(
     layers: list[Dense] = []
     for index, width in enumerate(widths):
         layer = dense(f"{prefix}_{index}", inputs, width, activation, jax.random.fold_in(key, index), source, precision)
-        source = None if layer.formats is None or layer.formats.out is None else Grid.of(layer.formats.out, width)
+        source = grid_after(layer, width)
         inputs = width
         layers.append(layer)
     return tuple(layers)

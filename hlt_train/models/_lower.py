@@ -68,6 +68,7 @@ class Lowering:
 
     def dense(self, layer: Dense, source: str) -> str:
         """A dense layer: the affine map with its activation, then the loss of bits."""
+        assert layer.exponents is None, "dynamic formats are settled before a network is lowered"
         w, b = (np.asarray(jax.device_get(v)) for v in layer.parameters())
         for array in (w, b):
             if not np.isfinite(array).all():

@@ -12,6 +12,8 @@ import numpy as np
 from hlt_train.models._layers import Grid
 from hlt_train.precision.config import Precision
 from hlt_train.precision.exact import EXACT_FLOAT32, EXACT_INT32, pool_mean
+from hlt_train.precision.fixed import FixedFormat
+from hlt_train.precision.followed import Exponents, exponents_of, followed
 from hlt_train.precision.formats import NumberFormat, quantise
 
 __all__ = ["Pooling", "pooling"]
@@ -32,13 +34,20 @@ class Pooling(eqx.Module):
     format: NumberFormat | None = eqx.field(static=True)
     source_f: int = eqx.field(static=True)
     whole: bool = eqx.field(static=True, default=True)
+    exponents: Exponents | None = None
 
     def __call__(self, x: jax.Array, mask: jax.Array, count: jax.Array) -> jax.Array:
         """x: `[n, length, features]`; mask: bool `[n, length]`; count: int32 `[n]`, within 0 and length."""
-        if self.kind == "mean" and self.format is not None and self.whole:
+        if self.kind == "mean" and self.format is not None and self.whole and self.exponents is None:
             return pool_mean(self._total(x, mask), count, self.source_f, self.format)
         value = self.accumulate(x, mask, count)
+        if self.exponents is not None and isinstance(self.format, FixedFormat):
+            return followed(value, self.exponents.values[0], None, self.format)
         return value if self.format is None else quantise(value, self.format)
+
+    def grid(self, features: int) -> Grid | None:
+        """What its features can be; None for a float network."""
+        return None if self.format is None else Grid.of(self.format, features, self.name)
 
     def accumulate(self, x: jax.Array, mask: jax.Array, count: jax.Array) -> jax.Array:
         """The float32 value before the loss of bits."""
@@ -64,4 +73,4 @@ def pooling(group: str, length: int, kind: Literal["sum", "max", "mean"], source
     top = max(t << (f - own) for t, own in zip(source.top, source.f, strict=True))
     up = np.asarray(to.f - f)
     quotient = max(max(length * top, 1) * 2.0 ** up.max(initial=0), length * 2.0 ** -up.min(initial=0))
-    return Pooling(name, kind, to, f, whole=bool(length * top < EXACT_FLOAT32 and quotient < EXACT_INT32))
+    return Pooling(name, kind, to, f, whole=bool(length * top < EXACT_FLOAT32 and quotient < EXACT_INT32), exponents=exponents_of(to))

@@ -73,9 +73,9 @@ def conv(
         pooled = None if pool == "flatten" else pooling(group.name, positions, pool, grid, precision)
         branches.append(ConvBranch(step, layers, pooled, windows))
         if pooled is None:
-            joined.append((filters[-1] * positions, None if grid is None else Grid(grid.f * positions, grid.top * positions)))
+            joined.append((filters[-1] * positions, Grid.joined([grid] * positions)))
         else:
-            joined.append((filters[-1], None if pooled.format is None else Grid.of(pooled.format, filters[-1])))
+            joined.append((filters[-1], pooled.grid(filters[-1])))
     return joined_by(branches, joined, outputs, jax.random.fold_in(key, len(inputs.groups)), rho, activation, dropout, precision)
 
 
@@ -86,7 +86,7 @@ def _convolutions(
     layers: list[Dense] = []
     n, grid = step.variables, step.grid
     for i, width in enumerate(filters):
-        source = None if grid is None else Grid(grid.f * kernel, grid.top * kernel)
+        source = Grid.joined([grid] * kernel)
         layers.append(dense(f"{group}_conv_{i}", kernel * n, width, activation, jax.random.fold_in(key, i), source, precision))
         n, grid = width, grid_after(layers[-1], width)
     return tuple(layers), grid

@@ -64,7 +64,7 @@ def deepsets(
         layers = chain(f"{group.name}_phi", step.variables, phi, activation, jax.random.fold_in(key, index), step.grid, precision)
         pooled = pooling(group.name, group.length, pool, grid_after(layers[-1], phi[-1]), precision)
         branches.append(Branch(step, layers, pooled))
-        joined.append((phi[-1], None if pooled.format is None else Grid.of(pooled.format, phi[-1])))
+        joined.append((phi[-1], pooled.grid(phi[-1])))
     return joined_by(branches, joined, outputs, jax.random.fold_in(key, len(inputs.groups)), rho, activation, dropout, precision)
 
 
@@ -80,8 +80,7 @@ def joined_by(
 ) -> DeepSets:
     """The network of branches that yield so many features on such grids, and the layers `rho_0`, ... and `logits` over all of them."""
     features = sum(n for n, _ in joined)
-    grids = [grid for _, grid in joined if grid is not None]
-    source = Grid(tuple(v for g in grids for v in g.f), tuple(v for g in grids for v in g.top)) if grids else None
+    source = Grid.joined([grid for _, grid in joined])
     hidden = chain("rho", features, rho, activation, key, source, precision)
     source = grid_after(hidden[-1], rho[-1]) if hidden else source
     last = dense("logits", rho[-1] if rho else features, outputs, "none", jax.random.fold_in(key, len(rho)), source, precision, last=True)

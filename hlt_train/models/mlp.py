@@ -53,10 +53,7 @@ def mlp(
 
 
 def _flat_grid(steps: tuple[GroupInput, ...]) -> Grid | None:
-    grids = [(step.grid, step.length or 1) for step in steps]
-    f = tuple(v for grid, repeat in grids if grid is not None for v in grid.f * repeat)
-    top = tuple(v for grid, repeat in grids if grid is not None for v in grid.top * repeat)
-    return Grid(f, top) if f else None
+    return Grid.joined([step.grid for step in steps for _ in range(step.length or 1)])
 
 
 class MLP(eqx.Module):

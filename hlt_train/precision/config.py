@@ -7,6 +7,8 @@ activations: ufixed<8,auto>     # after ReLU and after pooling; also minifloat
 inputs: fixed<10,4>             # the first grid, always half_even and sat
 round: half_even                # for the formats that name no mode of their own
 over: sat
+overflow: 0.0001                # dynamic formats: the rate of numbers beyond a range above which it is doubled
+every: 10000                    # and the examples between two changes
 layers: {dense_0: {weights: "fixed<6,1>,half_up,sat"}, jets: {inputs: "fixed<12,4>"}}
 """
 
@@ -18,6 +20,7 @@ from typing import Any, TypeVar
 
 from hlt_train.errors import UsageError, nearest
 from hlt_train.precision.fixed import FixedFormat
+from hlt_train.precision.followed import follows
 from hlt_train.precision.formats import Format, NumberFormat, parse_format
 from hlt_train.precision.grid import OVERFLOWS, ROUNDINGS, Overflow, Round
 from hlt_train.precision.minifloat import MiniFormat
@@ -38,6 +41,8 @@ class Precision:
     inputs: str = "fixed<10,4>"
     round: Round = "half_even"
     over: Overflow = "sat"
+    overflow: float = 1e-4
+    every: int = 10_000
     layers: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
@@ -47,10 +52,15 @@ class Precision:
         for key in config:
             if key not in known:
                 raise UsageError(f"precision has no option '{key}'", where=f"precision.{key}", near=nearest(key, known) or known)
+        overflow, every = config.get("overflow", cls.overflow), config.get("every", cls.every)
+        if not isinstance(overflow, float | int) or not isinstance(every, int) or not 0 <= overflow < 1 or every < 1:
+            raise UsageError(f"overflow is a rate below 1 and every a number of examples, got {overflow!r} and {every!r}", where="precision")
         made = cls(
             **{role: str(config[role]) for role in ROLES if role in config},
             round=mode("precision.round", config.get("round", cls.round), ROUNDINGS),
             over=mode("precision.over", config.get("over", cls.over), OVERFLOWS),
+            overflow=float(overflow),
+            every=every,
             layers={name: dict(roles) for name, roles in _mapping(config.get("layers", {})).items()},
         )
         for role in ROLES:
@@ -85,6 +95,12 @@ class Precision:
     def _parsed(self, layer: str, role: str) -> Format:
         return parse_format(str(self.layers.get(layer, {}).get(role, getattr(self, role))), round=self.round, over=self.over)
 
+    @property
+    def moves(self) -> bool:
+        """Whether some format is dynamic."""
+        every = [("", role) for role in ROLES] + [(layer, role) for layer, roles in self.layers.items() for role in roles]
+        return any(follows(self.format(*one)) for one in every)
+
     def fixed(self, layer: str, role: str) -> FixedFormat:
         """As `format`, of a role that is fixed point."""
         text, where = str(self.layers.get(layer, {}).get(role, getattr(self, role))), f"precision {layer} {role}".replace("  ", " ")
@@ -92,6 +108,8 @@ class Precision:
         found = parse_format(text, round=modes[0], over=modes[1])
         if not isinstance(found, FixedFormat):
             raise UsageError(f"{role} are fixed point, '{text}' is not", where=where, near=("fixed<8,auto>", "ufixed<8,auto>"))
+        if role == "inputs" and found.dynamic:
+            raise UsageError(f"the first grid is the card's and does not move, '{text}' does", where=where, near=("fixed<10,auto>",))
         if role == "inputs" and (found.round, found.over) != ("half_even", "sat"):
             raise UsageError(f"inputs are rounded half_even and saturate, '{text}' asks for something else", where=where)
         return found

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from hlt_train.precision.grid import Round, exponent_of, on_grid, power
 
-__all__ = ["REACH", "DynamicFormat", "holding", "moved"]
+__all__ = ["REACH", "DynamicFormat", "holding", "moved", "rates"]
 
 REACH = 60  # integer bits stay within +-60: scales are normal float32
 
@@ -35,13 +35,17 @@ class DynamicFormat:
         return on_grid(x, self.width - integer.astype(jnp.int32), -self.hi - 1, self.hi, self.round, "sat", key)
 
     def rates(self, x: jax.Array, integer: jax.Array) -> jax.Array:
-        """float32 [3]: the fraction of `x` beyond the range, the fraction beyond half of it, and the fewest integer bits that hold all of `x`."""
-        size = jnp.abs(x)
-        top = power(integer.astype(jnp.int32) - 1)
-        return jnp.stack([jnp.mean(size >= top, dtype=jnp.float32), jnp.mean(size >= 0.5 * top, dtype=jnp.float32), holding(x)])
+        """`rates` of the group."""
+        return rates(x, power(integer.astype(jnp.int32) - 1))
 
     def __str__(self) -> str:
         return f"dynamic<{self.width}>"
+
+
+def rates(x: jax.Array, top: jax.Array) -> jax.Array:
+    """float32 [3]: the fraction of `x` beyond a range that ends at `top`, the fraction beyond half of it, and the fewest signed integer bits for all of `x`."""
+    size = jnp.abs(x)
+    return jnp.stack([jnp.mean(size >= top, dtype=jnp.float32), jnp.mean(size >= 0.5 * top, dtype=jnp.float32), holding(x)])
 
 
 def holding(x: jax.Array) -> jax.Array:

@@ -2,7 +2,7 @@
 
 `fixed<W,I>` and `ufixed<W,I>` are read as ap_fixed: W bits in all, of which I (with the sign bit) before the binary point; I may be negative or exceed W.
 The grid is n * 2**-(W-I). W and I are numbers for a whole tensor, or nested lists that broadcast against it: `fixed<8,[[2],[1]]>` for the weights of two
-outputs. W = 0 is the constant 0.
+outputs. W = 0 is the constant 0. `dynamic<W>` and `udynamic<W>` are fixed point whose I follows the values in training.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ class FixedFormat:
         round: floor (TRN), half_up (RND), half_even (RND_CONV), or stochastic in training and half_even elsewhere.
         over: wrap, sat or sat_sym (the most negative integer is not used).
         per: what `auto` is chosen for: the tensor, each channel (output of a layer), or each element.
+        dynamic: the integer bits are those at first, and follow the values in training (`hlt_train.precision.followed`); one number for the tensor.
     """
 
     signed: bool
@@ -57,6 +58,7 @@ class FixedFormat:
     round: Round
     over: Overflow
     per: Per = "tensor"
+    dynamic: bool = False
 
     @property
     def f(self) -> Ints:
@@ -116,6 +118,8 @@ class FixedFormat:
 
     def __str__(self) -> str:
         integer = "auto" if self.integer is None else _text(self.integer)
+        if self.dynamic:
+            return f"{'' if self.signed else 'u'}dynamic<{_text(self.width)},{integer}>,{self.round}"
         per = f",per_{self.per}" if self.per != "tensor" and self.integer is None else ""
         return f"{'' if self.signed else 'u'}fixed<{_text(self.width)},{integer}>,{self.round},{self.over}{per}"
 

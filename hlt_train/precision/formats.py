@@ -2,6 +2,7 @@
 
     fixed<8,2>,half_even,sat          ufixed<8,3>,floor,wrap        fixed<8,auto>,half_even,sat,per_channel
     minifloat<4,3>,half_even          minifloat<3,2,auto>,half_even
+    dynamic<8>,half_even              udynamic<8,3>,stochastic
     pow2<4,1>      ternary<0>      binary<auto>
 
 A format without `auto` has values n * 2**-f with integers n from `lo` to `hi`, and `nearest`, which takes a float32 to one of them. A quantiser returns that
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hlt_train.errors import UsageError, nearest
+from hlt_train.precision.dynamic import REACH
 from hlt_train.precision.fixed import MAX_WIDTH, MIN_EXPONENT, FixedFormat, Per, bits_of, numbers
 from hlt_train.precision.grid import OVERFLOWS, ROUNDINGS, Overflow, Round, power
 from hlt_train.precision.minifloat import MiniFormat
@@ -30,7 +32,7 @@ __all__ = ["Format", "NumberFormat", "brief", "parse_format", "quantise"]
 
 NumberFormat = FixedFormat | MiniFormat  # of activations; weights have few values too
 Format = NumberFormat | WeightFormat
-KINDS = ("fixed", "ufixed", "minifloat", "pow2", "ternary", "binary")
+KINDS = ("fixed", "ufixed", "dynamic", "udynamic", "minifloat", "pow2", "ternary", "binary")
 GRANULARITIES: dict[str, Per] = {f"per_{per}": per for per in get_args(Per)}
 _TEXT = re.compile(r"\s*(?P<kind>\w+)\s*<(?P<numbers>[^<>]*)>\s*(?P<modes>(?:,\s*\w+\s*)*)")
 
@@ -48,6 +50,9 @@ def parse_format(text: str, *, round: Round | None = None, over: Overflow | None
     if kind in ("pow2", "ternary", "binary"):
         _only(text, modes, ())
         return _weights(text, kind, given)
+    if kind in ("dynamic", "udynamic"):
+        _only(text, modes, ("round",))
+        return _dynamic(text, kind == "dynamic", given, modes.get("round", round))
     chosen = {"round": round, "over": over} | modes
     for what, choices in (("round", ROUNDINGS), ("over", OVERFLOWS)):
         if chosen[what] is None:
@@ -119,6 +124,15 @@ def _fixed(text: str, signed: bool, given: list[Any], modes: dict[str, Any]) -> 
         if np.asarray(integer).max() > -MIN_EXPONENT:
             raise UsageError(f"the largest value of '{text}' is beyond float32", then="use fewer integer bits")
     return FixedFormat(signed, width, integer, modes["round"], modes["over"], modes.get("per", "tensor"))
+
+
+def _dynamic(text: str, signed: bool, given: list[Any], round: Round | None) -> FixedFormat:
+    if round is None:
+        raise UsageError(f"the rounding of '{text}' is not given, and none is assumed", near=ROUNDINGS, then=f"for instance {text.strip()},half_even")
+    width, integer = _scalars(text, given, ("its bits", "those before the point at first")) if len(given) > 1 else (*_scalars(text, given, ("its bits",)), None)
+    if width is None or not 2 <= width <= MAX_WIDTH or abs(integer or 0) > REACH:
+        raise UsageError(f"'{text}' is not a number format: dynamic<W> takes 2 to {MAX_WIDTH} bits, and up to {REACH} before the point", then="dynamic<8>")
+    return FixedFormat(signed, width, integer, round, "sat", dynamic=True)
 
 
 def _scalars(text: str, given: list[Any], names: tuple[str, ...]) -> list[Any]:
