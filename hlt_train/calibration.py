@@ -23,7 +23,7 @@ from hlt_train.precision.formats import Format, parse_format, quantise
 from hlt_train.precision.minifloat import MiniFormat
 from hlt_train.types import Features
 
-__all__ = ["calibrate", "dense_layers", "needs_calibration", "provisional"]
+__all__ = ["COARSE", "calibrate", "dense_layers", "needs_calibration", "provisional"]
 
 ROOM = 2.0  # of a bias, and of a weight with a format of its own: few values, each of which matters and moves
 CHUNK = 1 << 16

@@ -1,4 +1,9 @@
-"""The candidates of a search: each proposal as a configuration, as a graph that costs something, and as a run directory that is trained rung by rung."""
+"""The candidates of a search: each proposal as a configuration, as a graph that costs something, and as runs that are trained rung by rung.
+
+A rung has a run directory of its own, `search/candidates/<number>/<steps>`. Its float warm-up is that of the rung before, trained on; its formats are chosen
+anew from there, and its training on the grid begins there. What the rung before had learnt on its grid is not kept: its formats come from a warm-up that was
+much shorter, and longer training drives weights out of them (62 % of the weights of a last layer saturated when that was tried).
+"""
 
 from __future__ import annotations
 
@@ -12,7 +17,7 @@ from hlt_train.appraisal import events_of, mean_counts
 from hlt_train.comparison import figures_at
 from hlt_train.configuration import check, merge
 from hlt_train.data.card import Card
-from hlt_train.distil import STUDENT, finished, leave_if, train_student
+from hlt_train.distil import finished, leave_if, train_student
 from hlt_train.graph import Graph
 from hlt_train.progress import Progress
 from hlt_train.run import Run, read_config
@@ -50,9 +55,10 @@ class Candidates:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
-    def folder(self, number: int) -> Path:
-        """The run directory of a candidate."""
-        return self._run.path / "search" / "candidates" / str(number)
+    def folder(self, number: int, steps: int | None = None) -> Path:
+        """The run directory of a candidate at `steps`, or that of its last rung."""
+        place = self._run.path / "search" / "candidates" / str(number)
+        return place / str(max(_rungs(place)) if steps is None else steps)
 
     def study(self, proposal: Proposal) -> Study:
         """What a candidate is trained from: the search's teacher and events, its own card and configuration."""
@@ -95,20 +101,33 @@ class Candidates:
         Raises:
             Hopeless: it cannot be trained.
         """
-        study, folder, length = self.study(proposal), self.folder(number), f"{steps}steps"
-        own = study._replace(config=study.config.model_copy(update={"length": length}))
+        study, folder = self.study(proposal), self.folder(number, steps)
+        own = study._replace(config=study.config.model_copy(update={"length": f"{steps}steps"}))
         again = (folder / "config.yaml").is_file()
         if folder.exists() and not again:  # killed before it was a run
             shutil.rmtree(folder)
-        longer = again and read_config(folder)["for"] != length
-        if longer:
-            (folder / STUDENT).unlink(missing_ok=True)
         if not finished(folder):
             with Run.open(folder) if again else Run.create(folder) as run:
-                train_student(own, run, self._progress, self._stop, restore="extended" if longer else "same" if again else None, inexact=self._inexact)
+                before = [rung for rung in _rungs(folder.parent) if rung < steps]
+                if before and not again:
+                    _take_warmup(folder.parent / str(max(before)), folder, min(round(own.config.warmup * steps), steps - 1))
+                train_student(own, run, self._progress, self._stop, restore="same" if again else None, inexact=self._inexact)
         leave_if(self._stop, f"candidate {number} at {steps:,} steps")
         values, replicas, _ = figures_at([scorer(folder)], own, "validation", self._progress, replicas=REPLICAS)
         return {"value": float(values[0]), "error": float(replicas[0].std(ddof=1))}
+
+
+def _rungs(place: Path) -> list[int]:
+    """Steps of the rungs at which a candidate is, or was."""
+    return [int(folder.name) for folder in place.iterdir()] if place.is_dir() else []
+
+
+def _take_warmup(source: Path, folder: Path, steps: int) -> None:
+    """The float warm-up of a rung, to be continued to `steps`."""
+    if (source / "warmup" / "config.yaml").is_file():
+        shutil.copytree(source / "warmup", folder / "warmup")
+        with Run.open(folder / "warmup") as run:
+            run.write_config({**read_config(run.path), "for": f"{steps}steps"})
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Successive halving (Jamieson and Talwalkar, arXiv:1502.07943) over the length of training: all candidates a little, the best of them on and on.
 
 Where we deviate: the candidates of the first rung are not drawn at random, each is proposed after the figures of those before it are known; and a later rung
-goes on with the same training, it does not begin anew.
+goes on with the float training of the one before, and begins its training on the grid anew (`hlt_train.candidates`).
 """
 
 from __future__ import annotations

@@ -132,13 +132,15 @@ class Hunt:
         for number in halving.best_first(self.record.figures(last)):
             self._measured(number)
         while not (fitting := self._fitting()):
-            waiting = [one for one in self.record.trained if str(one["number"]) not in self.record.content["measured"]]
+            aside = {int(number) for number, found in self.record.content["measured"].items() if not found["fits"]}
+            waiting = [one for one in self.record.trained if one["number"] not in aside]
             if not waiting:
                 raise self._not_met("measured", {int(number): found["costs"] for number, found in self.record.content["measured"].items()})
             following = max(waiting, key=lambda one: (one["figures"][-1]["rung"], one["figures"][-1]["value"], -one["number"]))
-            self.progress(f"no finalist fits: candidate {following['number']} is called up")
-            self._advance(following["number"], last)
-            if following["verdict"] == "trained":
+            self._measured(following["number"])  # as it is, before it costs a training: its time hardly depends on what it learns
+            if self.record.content["measured"][str(following["number"])]["fits"]:
+                self.progress(f"no finalist fits: candidate {following['number']} is called up")
+                self._advance(following["number"], last)
                 self._measured(following["number"])
         return halving.best_first(fitting)[0]
 
@@ -150,11 +152,12 @@ class Hunt:
         """Measure a finalist, and say how far its prediction was off."""
         measured, entry = self.record.content["measured"], self.record.candidate(number)
         assert entry is not None
-        if str(number) in measured:
+        steps = entry["figures"][-1]["steps"]
+        if measured.get(str(number), {}).get("steps") == steps:
             return
         found = self.work.measure(number, self.proposal(number))
         ratio = {name: value / entry["predicted"][name] for name, value in found["costs"].items() if name != "path" and entry["predicted"].get(name)}
-        measured[str(number)] = {**found, "ratio": ratio, "fits": self.budget.fits(found["costs"])}
+        measured[str(number)] = {"steps": steps, **found, "ratio": ratio, "fits": self.budget.fits(found["costs"])}
         self.record.save()
         off = "".join(f", {name} {100 * (r - 1):+.1f} % of its prediction" for name, r in ratio.items())
         self.progress(f"candidate {number}: {self.budget.told(found['costs'])}{off}{'' if measured[str(number)]['fits'] else ': set aside'}")

@@ -2,7 +2,7 @@
 
 A search over students needs a cost that is the same whenever it is asked, and does not compile a candidate. The time of a call is taken as a sum over kernels,
 each with a constant per code path: the call itself, variables that are quantised, layers (one waits for the other), tiles of products, numbers that are
-requantised, numbers that are pooled; those behind a collection once per constituent. The constants are fitted, never below 0, to the median of dependent calls
+requantised, pooled, or put side by side; behind a collection, once per constituent. The constants are fitted, never below 0, to the median of dependent calls
 (`docs/numbers.md`) of generated networks; networks that took no part in the fit tell how far to trust it.
 """
 
@@ -21,22 +21,24 @@ from hlt_train.errors import UsageError
 from hlt_train.files import read_document, write_document
 from hlt_train.graph import Graph, input_node
 from hlt_train.machine import machine
-from hlt_train.nodes import Affine, Fixed, Input, Node, Output, Pool, Quant, Requant
+from hlt_train.nodes import Affine, Fixed, Flatten, Input, Node, Output, Pool, Quant, Requant, Window
 from hlt_train.progress import Progress
 from hlt_train.structure import Structure
 from hlt_train.types import Features, Group
 
 __all__ = ["FORMAT", "KERNELS", "calibrate", "kernels", "predict", "read_table", "tiny"]
 
-FORMAT = ("hlt-train/latency-table", 1)
-KERNELS = ("call", "input", "layer", "tile", "requant", "pool")
+FORMAT = ("hlt-train/latency-table", 2)  # version 1 knew no `gather`
+KERNELS = ("call", "input", "layer", "tile", "requant", "pool", "gather")
 TILE = {"plain": (1, 1), "sse2": (2, 4), "avx2": (2, 8), "avx512": (2, 16), "vnni": (4, 16)}  # (inputs, outputs) of one product
 LANES = {"plain": 1, "sse2": 8, "avx2": 16, "avx512": 32, "vnni": 32}  # numbers that are quantised, requantised or pooled together
 ACTIVATION = Quant(Fixed(False, 3, 5), "half_even", "sat")  # 8 bits
 EVENTS = 256
 MLPS = ((16, 64, 32, 32, 5), (6, 32, 5), (8, 16, 16, 2), (24, 48, 24, 3), (16, 16, 8, 2), (32, 64, 64, 5), (10, 96, 32, 1), (16, 32, 32, 32, 2))
 SETS = ((16, 64, 5, (64, 64, 64), (64,)), (16, 16, 2, (32, 16), (16,)), (8, 32, 3, (24, 24), (32,)), (6, 12, 5, (16, 16, 16), (16, 16)))
-HELD_OUT = ((12, 40, 20, 4), (16, 48, 48, 5)), ((12, 24, 3, (32, 32), (24,)),)
+FLATS = ((4, 10, (16, 8, 2)), (5, 32, (32, 16, 5)), (4, 4, (24, 2)))  # constituents in an MLP: variables, length, widths
+CONVS = ((4, 10, 2, (8, 16), (16,)), (8, 16, 5, (16, 16), (32,)), (4, 4, 2, (24,), (32,)))
+HELD_OUT = ((12, 40, 20, 4), (16, 48, 48, 5)), ((12, 24, 3, (32, 32), (24,)),), ((6, 8, (12, 12, 2)),), ((4, 6, 2, (16,), (16,)),)
 
 
 def kernels(graph: Graph, path: str, counts: Mapping[str, float] | None = None) -> dict[str, float]:
@@ -59,6 +61,8 @@ def kernels(graph: Graph, path: str, counts: Mapping[str, float] | None = None) 
         elif isinstance(node, Affine):
             found["layer"] += times
             found["tile"] += times * -(-node.w.shape[0] // inputs) * -(-node.w.shape[1] // outputs)
+        elif isinstance(node, Window | Flatten):
+            found["gather"] += times * -(-structure.n * (node.kernel if isinstance(node, Window) else 1) // lanes)
         elif isinstance(node, Requant):
             found["requant"] += times * -(-structure.n // lanes)
         elif isinstance(node, Pool):
@@ -83,7 +87,7 @@ def predict(table: Mapping[str, Any], graph: Graph, path: str, counts: Mapping[s
             f"the latency table has no path '{path}'", near=tuple(table["paths"]), then="hlt-train bench --calibrate FILE on a machine that has it"
         )
     constants = table["paths"][path]["ns"]
-    return float(sum(constants[name] * count for name, count in kernels(graph, path, counts).items()))
+    return float(sum(constants.get(name, 0.0) * count for name, count in kernels(graph, path, counts).items()))
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -106,8 +110,8 @@ def calibrate(out: Path, *, seed: int = 0, progress: Progress) -> dict[str, Any]
     if out.exists():
         raise UsageError("it exists already, and nothing is ever overwritten", where=str(out), then="choose another file, or remove it yourself")
     rng = np.random.default_rng(seed)
-    cases = [*_cases(rng, MLPS, SETS), *_cases(rng, *HELD_OUT)]
-    held = sum(len(_counts(s[1])) for s in HELD_OUT[1]) + len(HELD_OUT[0])
+    fitted, kept = _cases(rng, MLPS, SETS, FLATS, CONVS), _cases(rng, *HELD_OUT)
+    cases, held = [*fitted, *kept], len(kept)
     exporter = plugins.factory("exporters", "cpp")()
     measured: list[dict[str, float]] = []
     facts: dict[str, Any] = {}
@@ -138,12 +142,17 @@ def _counts(length: int) -> tuple[int, ...]:
     return tuple(sorted({length // 4, length // 2, length} - {0}))
 
 
-def _cases(rng: np.random.Generator, mlps: Any, sets: Any) -> list[tuple[Graph, dict[str, float]]]:
+def _cases(rng: np.random.Generator, mlps: Any, sets: Any, flats: Any = (), convs: Any = ()) -> list[tuple[Graph, dict[str, float]]]:
     """Networks with the constituents of their events."""
     found: list[tuple[Graph, dict[str, float]]] = [(_mlp(rng, widths), {}) for widths in mlps]
     for variables, length, outputs, phi, rho in sets:
         graph = _deepsets(rng, variables, length, outputs, phi, rho)
         found += [(graph, {"jets": float(count)}) for count in _counts(length)]
+    for variables, length, widths in flats:
+        nodes: list[Node] = [_input(rng, "jets", variables, length), Flatten("flat", ("in_jets",), "jets")]
+        found.append((_end(rng, nodes, "flat", (variables * length, *widths)), {"jets": float(length)}))
+    for variables, length, outputs, filters, rho in convs:
+        found.append((_conv(rng, variables, length, outputs, filters, rho), {"jets": float(length)}))
     return found
 
 
@@ -178,9 +187,21 @@ def _deepsets(rng: np.random.Generator, variables: int, length: int, outputs: in
     for k, width in enumerate(phi):
         nodes += _dense(rng, f"phi{k}", source, n, width)
         source, n = nodes[-1].name, width
-    pooled = Quant(Fixed(False, 8, 0), "half_even", "sat")
-    nodes += [Pool("pool", (source,), "sum", "jets"), Requant("pool_act", ("pool",), pooled)]
-    return _end(rng, nodes, "pool_act", (n, *rho, outputs))
+    return _end(rng, [*nodes, *_pooled(source)], "pool_act", (n, *rho, outputs))
+
+
+def _conv(rng: np.random.Generator, variables: int, length: int, outputs: int, filters: tuple[int, ...], rho: tuple[int, ...]) -> Graph:
+    nodes: list[Node] = [_input(rng, "jets", variables, length)]
+    source, n = nodes[-1].name, variables
+    for k, width in enumerate(filters):
+        nodes.append(Window(f"window{k}", (source,), 3, 1, 1, 1, "jets"))
+        nodes += _dense(rng, f"conv{k}", f"window{k}", 3 * n, width)
+        source, n = nodes[-1].name, width
+    return _end(rng, [*nodes, *_pooled(source)], "pool_act", (n, *rho, outputs))
+
+
+def _pooled(source: str) -> list[Node]:
+    return [Pool("pool", (source,), "sum", "jets"), Requant("pool_act", ("pool",), Quant(Fixed(False, 8, 0), "half_even", "sat"))]
 
 
 def _end(rng: np.random.Generator, nodes: list[Node], source: str, widths: tuple[int, ...]) -> Graph:

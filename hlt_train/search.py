@@ -3,7 +3,7 @@
     RUN/search/config.yaml, normalisation.json   the search itself: `--config RUN/search/config.yaml` runs it again
     RUN/search/journal.log                       Optuna's study
     RUN/search/search.json                       everything that was tried and decided (`hlt_train.search_record`)
-    RUN/search/candidates/<number>               a run directory each
+    RUN/search/candidates/<number>/<steps>       a run directory for each rung of each candidate
     RUN/search/latency_table.json, lut_surrogate.json
     RUN/search/front_<limit>.svg                 efficiency against cost
     RUN                                          the chosen student, a run like any other

@@ -8,7 +8,7 @@
                  verdict (trained | over budget | same as N | cannot be: ... | failed: ...)
                  a figure: rung, steps, value, error; rungs are left out by a finalist that was called up
     decisions    per rung: steps, entered, went_on
-    measured     number -> costs, ratio of measured to predicted, fits
+    measured     number -> steps of training at which it was measured, costs, ratio of measured to predicted, fits
     chosen       number; null before the end, and where nothing fits
 """
 

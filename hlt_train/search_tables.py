@@ -16,7 +16,7 @@ from hlt_train.candidates import Candidates
 from hlt_train.clocks import FLAGS
 from hlt_train.errors import UsageError, nearest
 from hlt_train.exporters._compiler import find_compiler, version
-from hlt_train.files import read_document, write_document
+from hlt_train.files import read_document, write_bytes, write_document
 from hlt_train.graph import Graph
 from hlt_train.machine import machine
 from hlt_train.progress import Progress
@@ -61,8 +61,7 @@ def _latency(budget: Budget, folder: Path, isa: str, run: Run, progress: Progres
             progress("no latency table was given: measuring the kernels of this processor (about two minutes)")
             latency_table.calibrate(path, progress=progress)
         else:
-            found = latency_table.read_table(Path(budget.latency_table))
-            write_document(path, *latency_table.FORMAT, {k: v for k, v in found.items() if k not in ("format", "version")})
+            write_bytes(path, Path(budget.latency_table).read_bytes())
     table = latency_table.read_table(path)
     if isa not in table["paths"]:
         raise UsageError(f"the latency table has no path '{isa}'", where=str(path), near=tuple(table["paths"]), then="leave --latency-table out to make one")

@@ -8,16 +8,17 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from hlt_train.calibration import provisional
+from hlt_train.calibration import COARSE
 from hlt_train.graph import Graph
 from hlt_train.models._layers import Dense
-from hlt_train.precision.config import Precision
-from hlt_train.precision.formats import Format
+from hlt_train.precision.config import ROLES, Precision
+from hlt_train.precision.formats import Format, parse_format
 from hlt_train.restore import ModelSpec, outline
 from hlt_train.types import Inputs
 
 __all__ = ["specimen"]
 
+LARGEST = {"weights": 1.0, "activations": 4.0}  # what a format holds where it may choose
 SPREAD = 0.35  # standard deviation of the made-up weights over the largest that their format holds: about that of a fitted format
 
 
@@ -28,7 +29,7 @@ def specimen(spec: ModelSpec, inputs: Inputs, seed: int = 0) -> Graph:
         UsageError: the network or its formats cannot be.
     """
     assert spec.precision is not None, "a fixed-point student"
-    settled = spec._replace(precision=provisional(Precision.from_config(spec.precision)).to_config())
+    settled = spec._replace(precision=_settled(Precision.from_config(spec.precision)).to_config())
     rng = np.random.default_rng(seed)
 
     def filled(layer: Any) -> Any:
@@ -43,6 +44,18 @@ def specimen(spec: ModelSpec, inputs: Inputs, seed: int = 0) -> Graph:
     score = None if settled.score is None else np.array(settled.score, np.int64)
     graph: Graph = network.lower(inputs, settled.outputs, score)
     return graph
+
+
+def _settled(precision: Precision) -> Precision:
+    """Every `auto` at the scale of a network that has learnt: what is smaller would leave nothing but zeros of few bits."""
+
+    def text(role: str, asked: str) -> str:
+        if role == "inputs" or "auto" not in asked:
+            return asked
+        return str(COARSE if role == "bias" else parse_format(asked, round=precision.round, over=precision.over).fitted(LARGEST[role]))
+
+    layers = {name: {role: text(role, asked) for role, asked in roles.items()} for name, roles in precision.layers.items()}
+    return Precision.from_config({**precision.to_config(), **{role: text(role, getattr(precision, role)) for role in ROLES}, "layers": layers})
 
 
 def _drawn(rng: np.random.Generator, shape: tuple[int, ...], to: Format) -> np.ndarray:

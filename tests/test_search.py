@@ -72,12 +72,14 @@ def test_the_best_that_fits_becomes_the_run(found: tuple[Path, dict[str, Any]]) 
     assert decision["entered"] == sorted(first)
     assert decision["went_on"] == [max(first, key=lambda number: (first[number], -number))]
     assert told["chosen"] == decision["went_on"][0]
-    chosen = path / "search" / "candidates" / str(told["chosen"])
+    chosen = path / "search" / "candidates" / str(told["chosen"]) / "60"
     assert weights(path) == weights(chosen)
     assert load_run(path).spec == load_run(chosen).spec
     assert read_config(path)["model"] == read_config(chosen)["model"]
     assert read_config(path)["for"] == "60steps"
-    assert checkpoints.pointed(chosen, "LAST") == 60 - round(0.5 * 20)  # the warm-up is that of the first rung
+    assert checkpoints.pointed(chosen, "LAST") == 30  # after a warm-up of 30
+    assert checkpoints.pointed(chosen / "warmup", "LAST") == 30
+    assert checkpoints.pointed(chosen.with_name("20") / "warmup", "LAST") == 10
     certificate = json.loads((path / "export" / "cpp" / "certificate.json").read_text())
     assert certificate["budget"]["met"]
     assert certificate["budget"]["measured"]["costs"] == certificate["budget"]["predicted"] == {"macs": float(result["golden"]["cost"]["macs"])}
@@ -97,9 +99,10 @@ def test_the_same_candidates_across_an_interruption(teacher: Path, found: tuple[
     assert f"distil --resume {path}" in str(stopped.value)
     with (path / "search" / "journal.log").open("ab") as stream:
         stream.write(b'{"op_code"')
-    before = {p: p.stat().st_mtime_ns for p in path.rglob("candidates/*/student.json")}
+    before = {p: p.stat().st_mtime_ns for p in path.rglob("candidates/*/*/student.json")}
     result = resume(path, progress=QUIET)
-    assert {p: p.stat().st_mtime_ns for p in before if p.parent.name != str(record(path)["chosen"])}.items() <= before.items()  # none is trained again
+    assert before
+    assert {p: p.stat().st_mtime_ns for p in before} == before  # none is trained again
     assert record(path) == record(found[0])
     assert weights(path) == weights(found[0])
     assert {k: v for k, v in result["search"].items() if k != "plots"} == {k: v for k, v in found[1]["search"].items() if k != "plots"}

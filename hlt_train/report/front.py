@@ -9,8 +9,8 @@ from xml.sax.saxutils import escape
 
 __all__ = ["Point", "front", "front_svg"]
 
-WIDTH, HEIGHT = 760, 480
-LEFT, RIGHT, TOP, BOTTOM = 70, 130, 24, 56
+WIDTH, HEIGHT = 760.0, 480.0
+LEFT, RIGHT, TOP, BOTTOM = 70.0, 130.0, 24.0, 56.0
 INK, GREY, GOOD, LIMIT = "#1a1a1a", "#8a8a8a", "#0b6e99", "#b3261e"
 
 
