@@ -88,6 +88,8 @@ def dry_run(config: DistilConfig, *, progress: Progress) -> dict[str, Any]:
     devices.prepare(config.devices)
     mesh = devices.mesh(config.devices)
     check_config(config, mesh)
+    if config.search is not None:
+        raise UsageError("a search has no one network to try", where="--dry-run", then="add --model NAME to try that one")
     study = _opened(config, mesh, None, progress)
     with study.dataset:
         precision = precision_of(study.spec)
@@ -104,14 +106,17 @@ def _refuse_over(study: Study, progress: Progress) -> None:
     """Before a run is begun: a budget that could not be measured here, a search that could not go on, or one student that cannot keep its budget."""
     if study.config.budget is None:
         return
-    if study.config.search is not None:
-        from hlt_train.search import refuse
+    from hlt_train.search import refuse
+    from hlt_train.within_budget import foreseen
 
-        refuse(study)
-    else:
-        from hlt_train.within_budget import foreseen
-
-        foreseen(study, progress)
+    try:
+        if study.config.search is not None:
+            refuse(study)
+        else:
+            foreseen(study, progress)
+    except BaseException:
+        study.dataset.close()
+        raise
 
 
 def _train(study: Study, run: Run, progress: Progress, restore: Restore, *, inexact: bool = False) -> dict[str, Any]:

@@ -56,6 +56,15 @@ def test_the_comparison_is_a_table(teacher: Path, tmp_path: Path, capsys: pytest
     assert "the run is seeds/0/distilled" in out
 
 
+def test_nothing_fits_is_exit_code_3(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = run(
+        capsys, teacher, "--run", tmp_path / "r", "-q", "--for", "9steps", "--budget-macs", "10", "--trials", "1", "--set", "search.widths=[4]"
+    )
+    assert (code, out) == (3, "")
+    assert "the nearest miss, candidate 0 (mlp" in err
+    assert "of 10 multiply-accumulates" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -66,6 +75,14 @@ def test_the_comparison_is_a_table(teacher: Path, tmp_path: Path, capsys: pytest
         (("--run", "r", "--lr-scan", "0.1,x"), "separated by commas"),
         (("--run", "r", "--model", "deepsets"), "--model mlp"),
         (("--run", "r", "--model", "dps"), "nearest: deepsets"),
+        (("--run", "r", "--budget-network", "100parsec"), "expected a time such as 100ns"),
+        (("--run", "r", "--budget-network", "100ns", "--reached", "8kHz/100kHz"), "'reached' scales the time of 'path'"),
+        (("--run", "r", "--budget-luts", "100", "--isa", "avx2"), "belong to 'network' and 'path'"),
+        (("--run", "r", "--budget-macs", "100", "--trials", "2", "--model", "mlp"), "nearest: --set search.families=[mlp]"),
+        (("--run", "r", "--trials", "2"), "a search needs a budget"),
+        (("--run", "r", "--budget-macs", "100", "--set", "search.widhts=[4]"), "search.widhts: unknown key"),
+        (("--run", "r", "--budget-macs", "100", "--set", "search.families=[deepset]"), "nearest: deepsets"),
+        (("--run", "r", "--budget-network", "100ns", "--latency-table", "none.json"), "no such file: none.json"),
         ((), "--run DIR"),
     ],
 )
