@@ -22,8 +22,7 @@ from hlt_train.exporters._alkaid_trace import library
 from hlt_train.feature_vectors import feature_vectors, kinds_of
 from hlt_train.graph import Graph
 from hlt_train.latency_table import tiny
-from hlt_train.restore import Loaded
-from hlt_train.student import lowered
+from hlt_train.restore import Loaded, lowered
 from hlt_train.trigger import working_points
 from hlt_train.types import Features, Inputs
 

@@ -1,4 +1,8 @@
-"""What a network costs: parameters, multiply-accumulates, and bit operations (the sum over multiplications of weight bits times activation bits)."""
+"""What a network costs: parameters, multiply-accumulates, and bit operations (the sum over multiplications of weight bits times activation bits).
+
+The bits of a weight are those from its highest to its lowest that is set: a factor of 2**k is a shift, and so is the exponent of a single input. The bits of
+an activation are those of the narrowest integer that holds all that it can be. Both count a sign bit only where something is below 0.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,8 @@ def bits_of(lo: np.ndarray, hi: np.ndarray) -> np.ndarray:
 
 def _bit_operations(node: Affine, source: Proof) -> int:
     activation = bits_of(source.lo, source.hi)
-    return int((bits_of(node.w, node.w) * activation[:, None]).sum())
+    odd = node.w // np.maximum(node.w & -node.w, 1)
+    return int((bits_of(odd, odd) * activation[:, None]).sum())
 
 
 def cost(graph: Graph) -> dict[str, int]:

@@ -1,9 +1,9 @@
 """`distil`: train a student, fixed point by default, from a teacher run; `resume` continues it, `dry_run` tries it.
 
-A student is trained in two stages that share its steps: a float warm-up (in `RUN/warmup`, a run of its own), then training on the grid of its formats from
-the warm-up's best weights. Formats that say `auto` are chosen between the two, from the ranges that the warm-up reached. The teacher's logits are computed
-once, by identity (`hlt_train.teacher_logits`); the teacher is never part of the student. Every figure of a fixed-point student that is reported comes from
-the golden evaluator.
+A student is trained in stages that share its steps: a float warm-up (in `RUN/warmup`, a run of its own), then training on the grid of its formats from
+the warm-up's best weights. Formats that say `auto` are chosen between the two, from the ranges that the warm-up reached. With a section `widths` their bits
+are learned there too, in a stage of its own (`RUN/widths`) that leaves a front of students (`RUN/front`). The teacher's logits are computed once, by identity
+(`hlt_train.teacher_logits`); the teacher is never part of the student. Every figure of a fixed-point student that is reported comes from the golden evaluator.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from jax.sharding import Mesh
 
-from hlt_train import checkpoints, devices
+from hlt_train import checkpoints, devices, front, widths
 from hlt_train.calibration import calibrate, needs_calibration
 from hlt_train.configuration import check, merge, steps_of
 from hlt_train.data import normalise
@@ -62,6 +62,7 @@ def distil(config: DistilConfig, path: Path, *, progress: Progress) -> dict[str,
 
 def resume(path: Path, *, length: str | None = None, inexact: bool = False, progress: Progress) -> dict[str, Any]:
     """Continue a student, or a comparison, where it was: to its end or to a later one (`length`, not for comparisons)."""
+    front.check_not_a_point(path)
     with Run.open(path) as run:
         from hlt_train.search import home
 
@@ -96,7 +97,9 @@ def dry_run(config: DistilConfig, *, progress: Progress) -> dict[str, Any]:
         spec = float_form(study.spec) if precision is not None and needs_calibration(precision) else study.spec
         network = build_model(spec, study.inputs, config.seed)
         total = total_steps(config, study)
-        ready = prepared(study, config, spec, network, steps=_warm_share(config, total) or total, hinted=True)
+        ready = prepared(
+            study, config, spec, network, steps=_share_of(config.warmup, total) if config.precision is not None and config.warmup else total, hinted=True
+        )
         tried = trial(Trainer(ready.task, ready.plan, ready.strategy, mesh, None, progress, ready.schedule))
     groups = {g.name: list(g.shape) for g in study.inputs.groups}
     return {"inputs": groups, "outputs": list(spec.outputs), "rows": row_counts(study.dataset), "teacher": study.figures, **tried}
@@ -150,15 +153,20 @@ def train_student(study: Study, run: Run, progress: Progress, stop: StopRequest,
     """One student in `run`: warm-up, formats, training on the grid, golden figures."""
     config, spec = study.config, study.spec
     total = total_steps(config, study)
-    warm = _warm_steps(run, config, total) if spec.precision is not None else 0
-    main = config.model_copy(update={"length": f"{total - warm}steps", "learning_rate": config.learning_rate * (config.fine_tune if warm else 1)})
+    warm = _stage_steps(run, "warmup", config.warmup, total) if spec.precision is not None else 0
+    learn = 0 if config.widths is None else _stage_steps(run, widths.FOLDER, config.widths.share, total)
+    last = total - warm - learn
+    main = config.model_copy(update={"length": f"{last}steps", "learning_rate": config.learning_rate * (config.fine_tune if warm else 1)})
     network = build_model(float_form(spec) if warm else spec, study.inputs, config.seed)
     if restore is None:
-        _write(study, run, main, spec, network, steps=total - warm, hinted=not warm)
+        _write(study, run, main, spec, network, steps=last, hinted=not warm)
     if warm:
         network = _warmed(study, run, network, warm, progress)
         leave_if(stop, "the float warm-up")
         spec = _decided(study, network, spec)
+        if learn:
+            network, spec = widths.learn_widths(study, run, network, spec, learn, progress)
+            leave_if(stop, "the bits were learned")
         network = with_weights(build_model(spec, study.inputs, config.seed), network)
     if parts(network):
         spec = spec._replace(moving=spec.precision)
@@ -173,12 +181,12 @@ def train_student(study: Study, run: Run, progress: Progress, stop: StopRequest,
     started = checkpoints.pointed(run.path, "LAST") is not None
     if spec.precision is not None and not started:
         _check_saturation(study, still, still_spec)
-    ready = prepared(study, main, spec, network, steps=total - warm, hinted=not warm)
+    ready = prepared(study, main, spec, network, steps=last, hinted=not warm)
     if restore is not None:
         check_same(ready, study.mesh, run, inexact=inexact)
         run.write_config(config.stored())
     summary = train(ready, study.mesh, run, progress, restore=restore if started else None)
-    return _report(study, run, {**summary, "warmup_steps": warm}, post)
+    return _report(study, run, {**summary, "warmup_steps": warm, "widths_steps": learn}, post)
 
 
 def total_steps(config: DistilConfig, study: Study) -> int:
@@ -213,15 +221,16 @@ def _write(study: Study, run: Run, main: DistilConfig, spec: ModelSpec, network:
     describe(ready._replace(config=stored), study.mesh, run, {"teacher": study.figures})
 
 
-def _warm_steps(run: Run, config: DistilConfig, total: int) -> int:
-    """Steps of the warm-up: of the one that is there, else the configured share."""
-    if (run.path / "warmup" / "config.yaml").is_file():
-        return steps_of(str(read_config(run.path / "warmup")["for"]), rows=1, steps_per_epoch=1)
-    return _warm_share(config, total)
+def _stage_steps(run: Run, folder: str, share: float, total: int) -> int:
+    """Steps of a stage before training on the grid: of the one that is there, else the configured share."""
+    if (run.path / folder / "config.yaml").is_file():
+        return steps_of(str(read_config(run.path / folder)["for"]), rows=1, steps_per_epoch=1)
+    return _share_of(share, total)
 
 
-def _warm_share(config: DistilConfig, total: int) -> int:
-    return min(round(config.warmup * total), total - 1) if config.precision is not None else 0
+def _share_of(share: float, total: int) -> int:
+    """Steps of a share, one left for what comes after it."""
+    return min(round(share * total), total - 1)
 
 
 def _warmed(study: Study, run: Run, network: Any, steps: int, progress: Progress) -> Any:
@@ -286,7 +295,7 @@ def _report(study: Study, run: Run, summary: dict[str, Any], post: dict[str, Any
     """Golden figures at BEST, and those of post-training quantisation beside them; `student.json` is written last and marks a finished student."""
     loaded = load_run(run.path)
     student: dict[str, Any] = {"parameters": summary["parameters"], "teacher": study.figures, "formats": None, "golden": None, "saturation": None}
-    student |= {"post_training": post, "training_only": None}
+    student |= {"post_training": post, "training_only": None, "front": front.read_front(run.path)}
     precision = precision_of(loaded.spec)
     if precision is not None:
         saturated = _check_saturation(study, loaded.model, loaded.spec)

@@ -20,11 +20,11 @@ from hlt_train.errors import UsageError
 from hlt_train.feature_vectors import feature_vectors, kinds_of
 from hlt_train.graph import Graph, evaluate
 from hlt_train.progress import Progress
-from hlt_train.restore import Loaded, load_run
+from hlt_train.restore import Loaded, load_run, lowered
 from hlt_train.scoring import write_working_points
 from hlt_train.types import Features
 
-__all__ = ["DATA_ROWS", "NEAREST", "export", "lower"]
+__all__ = ["DATA_ROWS", "NEAREST", "export"]
 
 DATA_ROWS = 50_000
 NEAREST = 1000
@@ -75,15 +75,8 @@ def export(
     return {"run": str(source), "checkpoint": f"BEST, step {loaded.step}", "out": str(out), "targets": certificates}
 
 
-def lower(loaded: Loaded) -> Graph:
-    """The graph of a run's network."""
-    score = None if loaded.spec.score is None else np.array(loaded.spec.score, np.int64)
-    graph: Graph = loaded.model.lower(loaded.inputs, loaded.names, score)  # type: ignore[attr-defined]
-    return graph
-
-
 def _material(loaded: Loaded, sample_files: Mapping[str, Sequence[str]] | None, seed: int, progress: Progress) -> Material:
-    graph = lower(loaded)
+    graph = lowered(loaded)
     progress(f"{loaded.path}: BEST, step {loaded.step}; reading the validation split")
     with open_dataset(loaded.card, sample_files, training=False) as dataset:
         points = _points(loaded, dataset, progress)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, Literal, NamedTuple
 
@@ -178,6 +178,7 @@ def assemble(
     parent: dict[str, Any] | None,
     extra: Mapping[str, Mapping[str, np.ndarray]] | None = None,
     learning: Learning | None = None,
+    around: Callable[[optax.GradientTransformation], optax.GradientTransformation] | None = None,
 ) -> Prepared:
     """Streams, schedule, optimiser, strategy and plan.
 
@@ -192,6 +193,7 @@ def assemble(
         parent: where the initial parameters come from, for the provenance.
         extra: split -> name -> array aligned by row number, for instance a teacher's logits.
         learning: what is learnt, where that is more.
+        around: makes of the network's optimiser another one.
     """
     extra, workers, local = extra or {}, worker_count(config, mesh), devices.workers(mesh)
     rows = inputs if learning is None or not learning.raw else raw_inputs(inputs)
@@ -205,8 +207,9 @@ def assemble(
     mean_weight = float(dataset.mean_weight)
 
     def own_rule(chosen: optax.GradientTransformation) -> optax.GradientTransformation:
-        moves = following.parts(params)
-        return following.optimiser(chosen, Precision.from_config(spec.precision or {}), batch=config.batch) if moves else chosen
+        if following.parts(params):
+            chosen = following.optimiser(chosen, Precision.from_config(spec.precision or {}), batch=config.batch)
+        return chosen if around is None else around(chosen)
 
     example = _some(inputs, extra.get("train", {}))
     learnt = completed(learning, low, of_losses(losses, mean_weight), params, example, own=own_rule, batch=config.batch, seed=config.seed)

@@ -14,9 +14,11 @@ import numpy as np
 from hlt_train import checkpoints, following, plugins
 from hlt_train.data import normalise
 from hlt_train.data.card import Card
+from hlt_train.dead_units import without_dead_units
 from hlt_train.ensemble_document import is_ensemble
 from hlt_train.errors import UsageError
 from hlt_train.files import read_document, write_document
+from hlt_train.graph import Graph
 from hlt_train.precision.config import Precision
 from hlt_train.run import read_config
 from hlt_train.transports.lockstep import INIT, actor_key
@@ -165,6 +167,13 @@ def with_weights(model: eqx.Module, other: eqx.Module) -> eqx.Module:
     weights = checkpoints.to_arrays(following.without_exponents(parameters(other)))
     params = checkpoints.to_tree(weights, following.without_exponents(own), where="the weights of a network in other formats")
     return with_params(model, eqx.combine(jax.tree.map(jnp.asarray, params), own))
+
+
+def lowered(loaded: Loaded) -> Graph:
+    """The graph of a run's network, without units that do not matter."""
+    score = None if loaded.spec.score is None else np.array(loaded.spec.score, np.int64)
+    graph: Graph = loaded.model.lower(loaded.inputs, loaded.names, score)  # type: ignore[attr-defined]
+    return without_dead_units(graph)
 
 
 def predict_rows(loaded: Loaded, x: Features, *, batch: int = 4096) -> np.ndarray:

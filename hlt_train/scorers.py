@@ -120,7 +120,7 @@ def _float_scores(outputs: np.ndarray, card: Card, spec: Discriminant | None) ->
 def _run(path: Path, which: str) -> Scorer:
     import jax
 
-    from hlt_train.restore import load_run, parameters, predict_rows
+    from hlt_train.restore import load_run, lowered, parameters, predict_rows
 
     loaded = load_run(path, which)
     card, spec = loaded.card, discriminant_of(loaded.card)
@@ -136,10 +136,9 @@ def _run(path: Path, which: str) -> Scorer:
         def latency(x: Features) -> dict[str, Any]:
             return _timed(lambda one: predict_rows(loaded, one, batch=1), x, "the JAX call, normalisation included")
     else:
-        weights = None if loaded.spec.score is None else np.array(loaded.spec.score, np.int64)
-        graph: Graph = loaded.model.lower(loaded.inputs, loaded.names, weights)  # type: ignore[attr-defined]
+        graph = lowered(loaded)
         scores = of_graph(graph, card)
-        exponent = None if weights is None else score_weights(graph)[1]
+        exponent = None if loaded.spec.score is None else score_weights(graph)[1]
 
         def score(x: Features) -> Scores:
             return scores(evaluate(graph, x))

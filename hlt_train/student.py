@@ -13,24 +13,17 @@ from hlt_train.cost import cost
 from hlt_train.data import normalise
 from hlt_train.data.dataset import Dataset
 from hlt_train.errors import Hopeless, RunFailed, UsageError
-from hlt_train.graph import Graph, evaluate
+from hlt_train.graph import evaluate
 from hlt_train.models._refusal import NoGraph
 from hlt_train.precision.formats import Format
 from hlt_train.proof import prove
-from hlt_train.restore import Loaded, predict_rows
+from hlt_train.restore import Loaded, lowered, predict_rows
 from hlt_train.types import Features, Inputs
 
-__all__ = ["golden_figures", "lowered", "refuse_saturated", "saturation", "training_only"]
+__all__ = ["golden_figures", "refuse_saturated", "saturation", "training_only"]
 
 ROWS = 8192  # of the training split, for ranges and saturation
 HOPELESS = {"weights": 0.5, "bias": 0.9, "activations": 0.5}  # fraction beyond the format above which training makes no sense
-
-
-def lowered(loaded: Loaded) -> Graph:
-    """The graph of a run's network."""
-    score = None if loaded.spec.score is None else np.array(loaded.spec.score, np.int64)
-    graph: Graph = loaded.model.lower(loaded.inputs, loaded.names, score)  # type: ignore[attr-defined]
-    return graph
 
 
 def training_only(model: eqx.Module, inputs: Inputs, names: tuple[str, ...]) -> str | None:

@@ -34,6 +34,7 @@ from hlt_train.student import training_only
 from hlt_train.teachers import Teacher, joint, open_teacher
 from hlt_train.types import Inputs
 from hlt_train.validation import Losses
+from hlt_train.width_config import Widths
 
 __all__ = ["DistilConfig", "Study", "alone", "check_config", "float_form", "losses_of", "open_study", "precision_of", "spec_of", "undecided", "without"]
 
@@ -56,6 +57,7 @@ class DistilConfig(TrainingConfig):
     hints: dict[str, Any] | None = None  # None: none
     objective: dict[str, Any] | None = None  # None: the loss alone
     warmup: float = Field(0.5, ge=0, lt=1)
+    widths: Widths | None = None  # None: the bits of the formats are not learned
     fine_tune: PositiveFloat = 1.0  # factor of the learning rate after the warm-up
     max_unmatched: NonNegativeFloat = 0.01
     allow_offline: bool = False
@@ -170,6 +172,22 @@ def check_config(config: DistilConfig, mesh: Mesh) -> None:
             where="warmup",
             then="--set warmup=0.5, or formats such as fixed<8,2> and ufixed<8,3>",
         )
+    if config.widths is not None:
+        _check_widths(config, config.widths)
+
+
+def _check_widths(config: DistilConfig, widths: Widths) -> None:
+    """Learned bits need a float network to begin with, steps after them, and the plain optimiser."""
+    if config.precision is None:
+        raise UsageError("a float student has no bits to learn", where="widths", then="leave out the section widths, or precision=null")
+    if not 0 < config.warmup < 1 - widths.share:
+        what = f"a float warm-up comes before and training on the grid after: warmup {config.warmup:g} and share {widths.share:g} leave no steps for them"
+        raise UsageError(what, where="widths.share", then="--set warmup=0.4 --set widths.share=0.3")
+    if config.strategy["name"] != "sync" or config.low_precision is not None:
+        what = "in low precision" if config.low_precision is not None else f"by strategy '{config.strategy['name']}'"
+        raise UsageError(f"bits are learned by sync in float32, not {what}", where="widths", then="--set strategy.name=sync")
+    if Precision.from_config(config.precision).moves:
+        raise UsageError("bits are learned of fixed-point formats, not of dynamic ones", where="precision", then="formats such as fixed<8,auto>")
 
 
 def _check_dynamic(config: DistilConfig) -> None:

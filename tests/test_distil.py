@@ -18,9 +18,8 @@ from hlt_train.files import read_arrays, read_document, sha256
 from hlt_train.fit import fit
 from hlt_train.graph import evaluate
 from hlt_train.progress import Progress
-from hlt_train.restore import load_run, parameters, predict_rows
+from hlt_train.restore import load_run, lowered, parameters, predict_rows
 from hlt_train.run import read_config
-from hlt_train.student import lowered
 from tests import runs
 from tests.distillation import SUBSET, Stopper, change, config, write_card
 

@@ -17,14 +17,14 @@ from hlt_train.bench import bench
 from hlt_train.cli import main
 from hlt_train.data import normalise
 from hlt_train.errors import RunFailed, UsageError
-from hlt_train.export import export, lower
+from hlt_train.export import export
 from hlt_train.files import read_document, write_document
 from hlt_train.fit import fit
 from hlt_train.golden import read_golden
 from hlt_train.graph import Affine, Graph, evaluate
 from hlt_train.precision.config import Precision
 from hlt_train.progress import Progress
-from hlt_train.restore import load_run
+from hlt_train.restore import load_run, lowered
 from hlt_train.types import Features
 from tests.runs import config, write_card
 
@@ -108,7 +108,7 @@ def test_features_say_where_every_input_comes_from(exported: tuple[Path, dict[st
 
 def test_shipped_vectors_are_those_of_the_golden_model(exported: tuple[Path, dict[str, Any]], student: Path) -> None:
     golden = read_golden(exported[0] / "onnx")
-    graph = lower(load_run(student))
+    graph = lowered(load_run(student))
     assert np.array_equal(evaluate(graph, golden.x), golden.outputs)
     assert len(golden) == exported[1]["targets"]["onnx"]["vectors"]["shipped"]
 
@@ -124,7 +124,7 @@ def test_it_opens_again_and_runs_the_artefact(exported: tuple[Path, dict[str, An
     assert [group.name for group in artefact.inputs.groups] == ["hlf"]
     x = read_golden(artefact.path).x
     logits = artefact.outputs(x)
-    assert np.array_equal(logits, evaluate(lower(loaded), x))
+    assert np.array_equal(logits, evaluate(lowered(loaded), x))
     assert np.array_equal(artefact.score(logits), logits[:, 4] - logits[:, 1])
     assert len(artefact.working_points["points"]) == 2
 
@@ -265,7 +265,7 @@ def test_two_exports_compare_the_same_vectors(student: Path, exported: tuple[Pat
 def test_the_inputs_of_a_graph_are_a_choice_of_groups(student: Path) -> None:
     """Rows may hold more groups than the network reads."""
     loaded = load_run(student)
-    graph = lower(loaded)
+    graph = lowered(loaded)
     x = Features({"hlf": np.zeros((3, 6), np.float32), "unused": np.zeros((3, 2), np.float32)}, {})
     assert evaluate(graph, x).shape == (3, 5)
     assert normalise.load(student / "normalisation.json").classes == ("g", "q", "W", "Z", "t")
@@ -322,7 +322,7 @@ def test_a_run_leaves_for_an_fpga_and_is_opened_again(student: Path, tmp_path: P
     assert call("export", student, "--to", "hls4ml,qonnx", "--emulator", "--out", tmp_path / "a", "--vectors", 6000, "-q", "--json") == 0
     found = json.loads(capsys.readouterr().out)["targets"]
     loaded = load_run(student)
-    graph = lower(loaded)
+    graph = lowered(loaded)
     for name in ("hls4ml", "qonnx"):
         assert found[name]["starts_at"] == "grid"
         assert found[name]["logits"]["differing"] == found[name]["decisions"]["differing"] == 0

@@ -160,8 +160,8 @@ def test_summary_is_what_json_holds() -> None:
 
 def test_cost_counts() -> None:
     graph = one_layer([[1, -1], [0, 3], [4, 7]], [1, 2], lo=0, hi=7)
-    # 3-bit inputs; weights of 1, 1+sign, 0, 2, 3, 3 bits
-    assert cost(graph) == {"parameters": 8, "macs": 6, "bit_operations": 3 * (1 + 1 + 0 + 2 + 3 + 3)}
+    # 3-bit inputs; weights of 1, a sign, 0, 2, 1 (and a shift), 3 bits
+    assert cost(graph) == {"parameters": 8, "macs": 6, "bit_operations": 3 * (1 + 1 + 0 + 2 + 1 + 3)}
     sets = graphs.deepsets(1, length=7)
     phi = sum(node.w.size for node in sets.nodes if isinstance(node, Affine) and node.name.startswith("phi"))
     rest = sum(node.w.size for node in sets.nodes if isinstance(node, Affine)) - phi

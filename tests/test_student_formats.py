@@ -17,8 +17,7 @@ from hlt_train.files import read_document, sha256
 from hlt_train.fit import fit
 from hlt_train.graph import Requant, evaluate
 from hlt_train.progress import Progress
-from hlt_train.restore import load_run, parameters
-from hlt_train.student import lowered
+from hlt_train.restore import load_run, lowered, parameters
 from tests import graphs, runs
 from tests.distillation import Stopper, config
 

@@ -1,0 +1,216 @@
+"""The stage in which a student learns the bits of its formats: from the float warm-up's weights to a front of students, and the one to train on.
+
+Bits begin as those of the formats asked for and are parameters beside the weights (`hlt_train.models._widths`). The loss gets beta times the cost relative to
+the cost at the beginning; beta grows in every step, so one run goes from the dear end of the front to the cheap one. At the end of every epoch the bits are
+made formats, the network is lowered, and the golden evaluator says what it is worth on the validation split; a point on the front is kept
+(`hlt_train.front`). No figure of a point comes from the training forward.
+
+After Sun et al. (arXiv:2405.00645): per-parameter bits by gradient, a growing beta, every point of the front saved. The cost is the sum of weight bits times
+activation bits over all multiplications; sums and biases, which their count holds too, cost nothing here. The cost enters through its gradient, before the
+optimiser's step.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from scipy.special import log_softmax
+
+from hlt_train import front
+from hlt_train.cost import cost
+from hlt_train.data.dataset import Dataset
+from hlt_train.errors import HltTrainError, UsageError
+from hlt_train.front import Point
+from hlt_train.graph import Affine, Graph, evaluate
+from hlt_train.hints import HINT
+from hlt_train.models._widths import Learned, learning
+from hlt_train.preparation import assemble, describe
+from hlt_train.progress import Progress
+from hlt_train.restore import Loaded, ModelSpec, load_run, lowered, outline, parameters, with_weights
+from hlt_train.run import Run
+from hlt_train.scoring import write_working_points
+from hlt_train.student_learning import student_learning
+from hlt_train.study import Study, losses_of, precision_of, without
+from hlt_train.training import Trainer
+from hlt_train.types import Rows
+
+__all__ = ["FOLDER", "costed", "learn_widths"]
+
+FOLDER, POINTS = "widths", "points"
+MOST = 1 << 18  # validation rows by which points are judged
+
+
+class _Costed(NamedTuple):
+    own: Any
+    step: jax.Array
+
+
+def costed(inner: optax.GradientTransformation, price: Callable[[Any], jax.Array], beta: Callable[[Any], Any]) -> optax.GradientTransformation:
+    """The optimiser of loss + beta(step) price(parameters)."""
+
+    def init(params: Any) -> _Costed:
+        return _Costed(inner.init(params), jnp.zeros((), jnp.int32))
+
+    def update(gradients: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        assert params is not None
+        factor = beta(state.step)
+        total = jax.tree.map(lambda g, c: g + factor * c, gradients, jax.grad(price)(params))
+        updates, own = inner.update(total, state.own, params)
+        return updates, _Costed(own, state.step + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def learn_widths(study: Study, run: Run, network: Any, spec: ModelSpec, steps: int, progress: Progress) -> tuple[Any, ModelSpec]:
+    """Learn the bits, or the rest of them, and publish the front in `run`. Returns the chosen student's float weights and its description.
+
+    Args:
+        study: what is learnt.
+        run: of the student.
+        network: the float warm-up's.
+        spec: the student's description with concrete formats, which the bits begin with.
+        steps: of this stage.
+        progress: where to say how far it is.
+    """
+    if front.read_front(run.path) is None:
+        _sweep(study, run, network, spec, steps, progress)
+    found = front.read_front(run.path)
+    assert found is not None
+    loaded = load_run(run.path / front.FOLDER / str(found["chosen"]))
+    return loaded.model, loaded.spec
+
+
+def _sweep(study: Study, run: Run, network: Any, spec: ModelSpec, steps: int, progress: Progress) -> None:
+    config, section = study.config, study.config.widths
+    assert section is not None
+    learned = learning(network, outline(spec, study.inputs), study.inputs, section.weights, section.activations, pruned=False)
+    params = parameters(learned)
+
+    def price(of: Any) -> jax.Array:
+        return _learned(learned, of).bit_operations()
+
+    begin = float(jax.jit(price)(params))
+
+    def beta(step: Any) -> Any:
+        return section.beta[0] * (section.beta[1] / section.beta[0]) ** (step / steps)
+
+    update = {"length": f"{steps}steps", "seeds": None, "lr_scan": None, "patience": None, "schedule": {"name": "constant_schedule"}}
+    own = config.model_copy(update={**update, "learning_rate": config.learning_rate * section.learning_rate})
+    around = lambda optimiser: costed(optimiser, lambda of: price(of) / begin, beta)  # noqa: E731
+    more = student_learning(study, learned, steps=steps, hinted=False)
+    extra = without(study.extra, HINT)
+    ready = assemble(own, study.dataset, study.inputs, spec, params, losses_of(study, learned), study.mesh, None, extra, more, around)
+    folder = run.path / FOLDER
+    again = (folder / "config.yaml").is_file()
+    if folder.exists() and not again:  # killed before it was a run
+        shutil.rmtree(folder)
+    with Run.open(folder) if again else Run.create(folder) as held:
+        if not again:
+            describe(ready, study.mesh, held)
+        judge = _Judge(study, learned, spec, beta, progress)
+        trainer = _Sweeper(ready, study, held, progress, judge)
+        if again:
+            trainer.restore(extended=False)
+        front.drop_after(folder / POINTS, trainer.tally.step)
+        progress(f"learning bits: {steps:,} steps")
+        trainer.train()
+        points = front.pareto(front.points_in(folder / POINTS))
+        best = front.chosen(points, section.budget)
+        for path in front.publish(folder / POINTS, run.path, front.thinned(points, section.keep, best), best, section.cost):
+            _working_points(path, study.dataset, held, progress)
+
+
+def _learned(learned: Learned, params: Any) -> Learned:
+    made: Learned = eqx.combine(params, eqx.filter(learned, eqx.is_inexact_array, inverse=True))
+    return made
+
+
+def _working_points(path: Path, dataset: Dataset, run: Run, progress: Progress) -> None:
+    """Thresholds of a point; what stands in their way is said, as for any run."""
+    try:
+        write_working_points(path, dataset, progress=progress)
+    except HltTrainError as error:
+        run.log(f"no working points of {path}: {error.what}")
+
+
+class _Judge:
+    """Makes a student of learned bits and says what it is worth."""
+
+    def __init__(self, study: Study, learned: Learned, spec: ModelSpec, beta: Callable[[Any], Any], progress: Progress) -> None:
+        self._study, self._learned, self._spec, self._beta, self._progress = study, learned, spec, beta, progress
+        self._rows: Rows | None = None
+
+    def __call__(self, params: Any, step: int) -> tuple[Point, ModelSpec, Any]:
+        """(the point, its description, its float weights). Refused like any student whose formats cannot be held."""
+        own = _learned(self._learned, params)
+        precision = precision_of(self._spec)
+        assert precision is not None
+        spec = self._spec._replace(precision=own.precision(precision).to_config())
+        weights = jax.device_get(parameters(own.plain()))
+        graph = self._graph(spec, weights)
+        loss, accuracy = self._worth(graph)
+        costs = cost(graph)
+        alive = sum(int(np.count_nonzero(node.w)) for node in graph.nodes if isinstance(node, Affine))
+        bits = costs["bit_operations"]
+        return Point(step, float(self._beta(step)), float(bits), loss, accuracy, bits, alive), spec, weights
+
+    def _graph(self, spec: ModelSpec, weights: Any) -> Graph:
+        study = self._study
+        model = with_weights(outline(spec, study.inputs), weights)
+        return lowered(Loaded(Path(), study.dataset.card, study.inputs, model, spec.outputs, spec, {}, 0, ""))
+
+    def _worth(self, graph: Graph) -> tuple[float, float]:
+        """Cross-entropy and accuracy with training weights."""
+        rows = self._rows = self._rows or _some_of("validation", self._study.dataset)
+        f = graph.structure[graph.output.name].f
+        assert f is not None
+        logits = np.ldexp(evaluate(graph, rows.x).astype(np.float64), -f.astype(np.int32))[:, : self._study.classes]
+        right = np.take_along_axis(log_softmax(logits, axis=1), rows.label[:, None].astype(np.int64), axis=1)[:, 0]
+        total = float(rows.weight.sum())
+        return -float(rows.weight @ right) / total, float(rows.weight @ (logits.argmax(axis=1) == rows.label)) / total
+
+
+def _some_of(split: str, dataset: Dataset) -> Rows:
+    """All rows of a split, or those of clusters spread evenly over it: about `MOST`."""
+    clusters = np.flatnonzero(dataset.counts[split])
+    wanted = max(1, round(len(clusters) * min(1.0, MOST / max(dataset.size(split), 1))))
+    picked = clusters[np.unique(np.linspace(0, len(clusters) - 1, wanted).round().astype(np.int64))]
+    return dataset.rows(picked.tolist(), split, columns="training")
+
+
+class _Sweeper(Trainer):
+    """A trainer that keeps the front.
+
+    A point is written before the checkpoint of its epoch, and one later than LAST is dropped: a run that was killed comes to the same front.
+    """
+
+    def __init__(self, ready: Any, study: Study, run: Run, progress: Progress, judge: _Judge) -> None:
+        super().__init__(ready.task, ready.plan, ready.strategy, study.mesh, run, progress, ready.schedule)
+        self._judge, self._study, self._folder = judge, study, run.path / POINTS
+
+    def _end_of_epoch(self, epoch: int, seconds: float, steps: int) -> None:
+        self._keep(self.tally.step)
+        super()._end_of_epoch(epoch, seconds, steps)
+
+    def _keep(self, step: int) -> None:
+        try:
+            point, spec, weights = self._judge(self._weights(), step)
+        except UsageError as error:
+            self.record.run.log(f"step {step}: no student: {error.what}")
+            return
+        old = front.points_in(self._folder)
+        kept = front.pareto([*old, point])
+        text = f"cost {point.cost:g}, cross-entropy {point.cross_entropy:.5g}, accuracy {point.accuracy:.5g}, beta {point.beta:.3g}"
+        self.record.run.log(f"step {step}: {text}{' (front)' if point in kept else ''}")
+        if point in kept:
+            front.write_point(self._folder, point, spec, self._study.inputs, weights, self._study.config.stored())
+        for gone in set(old) - set(kept):
+            shutil.rmtree(self._folder / str(gone.step))
