@@ -218,7 +218,7 @@ class Dense(eqx.Module):
     name: str = eqx.field(static=True)
     activation: Activation = eqx.field(static=True)
     formats: LayerFormats | None = eqx.field(static=True)
-    exponents: Exponents | None = None
+    exponents: Exponents | None
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """`[..., inputs]` -> `[..., outputs]`, on the grid of `formats.out`. A key means training: what is rounded at random uses it."""
@@ -263,7 +263,7 @@ def dense(
     """A dense layer; with `precision` its formats are checked against what it reads."""
     linear = eqx.nn.Linear(inputs, outputs, key=key)
     if precision is None or source is None:
-        return Dense(linear, name, activation, None)
+        return Dense(linear, name, activation, None, None)
     formats = LayerFormats(precision.format(name, "weights"), precision.fixed(name, "bias"), None if last else precision.activation(name), source)
     _check_shapes(name, formats, inputs, outputs)
     _check_formats(name, formats)

@@ -33,8 +33,8 @@ class Pooling(eqx.Module):
     kind: Literal["sum", "max", "mean"] = eqx.field(static=True)
     format: NumberFormat | None = eqx.field(static=True)
     source_f: int = eqx.field(static=True)
-    whole: bool = eqx.field(static=True, default=True)
-    exponents: Exponents | None = None
+    whole: bool = eqx.field(static=True)
+    exponents: Exponents | None
 
     def __call__(self, x: jax.Array, mask: jax.Array, count: jax.Array) -> jax.Array:
         """x: `[n, length, features]`; mask: bool `[n, length]`; count: int32 `[n]`, within 0 and length."""
@@ -67,7 +67,7 @@ def pooling(group: str, length: int, kind: Literal["sum", "max", "mean"], source
     """The pooling of a group of at most `length` constituents; with `precision` it is on a grid."""
     name = f"{group}_pool"
     if precision is None or source is None:
-        return Pooling(name, kind, None, 0)
+        return Pooling(name, kind, None, 0, whole=True, exponents=None)
     to = precision.activation(name)
     f = max(source.f)
     top = max(t << (f - own) for t, own in zip(source.top, source.f, strict=True))

@@ -169,7 +169,7 @@ class LearnedDense(Dense):
         return jnp.where(q != 0, counted + (f - jax.lax.stop_gradient(f)), 0)
 
     @property
-    def exponents(self) -> jax.Array:
+    def fractions(self) -> jax.Array:
         """`[outputs, inputs]`, as the format will have them."""
         f = jax.lax.stop_gradient(jnp.broadcast_to(self.whole, self.linear.weight.shape))
         return _within(f, jax.lax.stop_gradient(self.weight) != 0, axis=1)
@@ -178,7 +178,7 @@ class LearnedDense(Dense):
     def bias_f(self) -> jax.Array:
         """`[outputs]`: fraction bits of the bias."""
         assert self.source is not None
-        return jnp.minimum(self.source + jnp.max(self.exponents, axis=1), BIAS_F)
+        return jnp.minimum(self.source + jnp.max(self.fractions, axis=1), BIAS_F)
 
     def quantised(self, value: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """On the grid of its activations."""
@@ -193,7 +193,7 @@ class LearnedDense(Dense):
     @property
     def now(self) -> _Now:
         """What `formats_of` needs."""
-        return _Now(self.weight, self.exponents, self.whole, self.bias_f, jnp.asarray(self.linear.bias), None if self.out is None else self.out.now)
+        return _Now(self.weight, self.fractions, self.whole, self.bias_f, jnp.asarray(self.linear.bias), None if self.out is None else self.out.now)
 
     def formats_of(self, now: _Now) -> dict[str, FixedFormat]:
         """Role -> format: of weights the fewest bits that hold them, of the bias with room to grow."""
@@ -284,10 +284,10 @@ class Learned(eqx.Module):
 
         def change(part: Any) -> Any:
             if isinstance(part, Dense):
-                return Dense(part.linear, part.name, part.activation, None)
+                return Dense(part.linear, part.name, part.activation, None, None)
             if isinstance(part, GroupInput):
                 return GroupInput(part.name, part.variables, part.length, None, (), ())
-            return Pooling(part.name, part.kind, None, 0)
+            return Pooling(part.name, part.kind, None, 0, True, None)
 
         return _replaced(self.network, change)
 
@@ -355,11 +355,11 @@ def _noted(network: Any, probe: Features, what: Callable[[Range], jax.Array], *,
     def noting(part: Any) -> Any:
         if isinstance(part, LearnedDense):
             value = jnp.zeros(1) if part.out is None else what(part.out)
-            return _NotedDense(part.linear, part.name, part.activation, None, value, notes)
+            return _NotedDense(part.linear, part.name, part.activation, None, None, value, notes)
         if isinstance(part, LearnedInput):
             return _NotedInput(part.name, part.variables, part.length, None, (), (), what(part.bits))
         if isinstance(part, LearnedPooling):
-            return _NotedPooling(part.name, part.kind, None, 0, what(part.bits), pooled)
+            return _NotedPooling(part.name, part.kind, None, 0, True, None, what(part.bits), pooled)
         return part
 
     _replaced(network, noting)(probe)
@@ -410,12 +410,12 @@ def learning(network: Any, fixed: Any, inputs: Inputs, weights: Granularity, act
             bits = None if out is None else Range.of(_checked(out, part.name, "activations"), outputs, activations)
             kept = jnp.asarray(np.asarray(part.linear.weight) != 0) if pruned else jnp.ones((outputs, n), bool)
             assert to.round != "stochastic"
-            return LearnedDense(part.linear, part.name, part.activation, None, jnp.asarray(f), jnp.asarray(f, jnp.int32), kept, bits, None, to.round)
+            return LearnedDense(part.linear, part.name, part.activation, None, None, jnp.asarray(f), jnp.asarray(f, jnp.int32), kept, bits, None, to.round)
         if isinstance(part, GroupInput):
             bits = Range.of(_checked(own.format, part.name, "inputs"), part.variables, activations)
             return LearnedInput(part.name, part.variables, part.length, None, (), (), bits, clips[part.name])
         bits = Range.of(_checked(own.format, part.name, "activations"), features[part.name], activations)
-        return LearnedPooling(part.name, part.kind, None, 0, bits)
+        return LearnedPooling(part.name, part.kind, None, 0, True, None, bits)
 
     return Learned(_replaced(network, change), tuple((g.name, g.length, len(g.variables)) for g in inputs.groups))
 
