@@ -28,7 +28,7 @@ from hlt_train.dustbin import DUSTBIN, correction
 from hlt_train.ensemble import Ensemble, open_ensemble, part_of
 from hlt_train.ensemble_document import is_ensemble
 from hlt_train.ensemble_document import write as write_ensemble
-from hlt_train.errors import HltTrainError, Interrupted, UsageError, nearest
+from hlt_train.errors import HltTrainError, Interrupted, RunFailed, UsageError, nearest
 from hlt_train.evaluate import evaluate
 from hlt_train.files import check_new, read_document, write_bytes, write_document, write_text
 from hlt_train.preparation import check_batch, check_names, check_same, plain, row_counts
@@ -181,23 +181,33 @@ def _extra(config: SpecialistsConfig, generalist: Loaded, dataset: Dataset, fold
     return soft_targets([teacher], dataset, folder, weights=[1.0], how="geometric", most_unmatched=0.0, progress=progress).extra
 
 
+def _stored_sets(path: Path) -> tuple[list[dict[str, Any]], np.ndarray]:
+    """(sets, mean probabilities) of `sets.json`."""
+    content = read_document(path, "hlt-train/specialist-sets", 1)
+    try:
+        sets = [{"classes": list(s["classes"]), **{key: float(s[key]) for key in ("share", "correction")}, "confused": s["confused"]} for s in content["sets"]]
+        return sets, np.array(content["mean"], np.float64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunFailed(f"damaged sets: {error!r}", where=str(path), then="hlt-train specialists GENERALIST_RUN --run DIR makes new ones") from error
+
+
 def _make(config: SpecialistsConfig, mesh: Mesh, run: Run, progress: Progress, *, inexact: bool, again: bool) -> dict[str, Any]:
     """Train what is not trained yet, and close the ensemble."""
-    generalist, stored = load_run(run.path / GENERALIST), read_document(run.path / SETS, "hlt-train/specialist-sets", 1)
+    generalist, (sets, means) = load_run(run.path / GENERALIST), _stored_sets(run.path / SETS)
     card = config.card
     assert isinstance(card, Card)
     try:
         with StopRequest() as stop, open_dataset(card, threads=config.threads) as dataset:
             if not is_ensemble(run.path):
                 extra = _extra(config, generalist, dataset, run.path, progress)
-                shared = Shared(config, generalist, dataset, stored["sets"], np.array(stored["mean"]), extra, mesh)
+                shared = Shared(config, generalist, dataset, sets, means, extra, mesh)
                 if again:
                     check_same(prepare_specialist(shared, 0)._replace(config=config), mesh, run, inexact=inexact)
                 for k in range(len(shared.sets)):
                     train_specialist(shared, k, specialist_folder(run.path, k), progress)
                     leave_if(stop, f"specialist {k + 1}")
                 _close(shared, run)
-            return _report(run, dataset, stored["sets"], progress)
+            return _report(run, dataset, sets, progress)
     except Interrupted as stopped:
         raise Interrupted(stopped.what, where=stopped.where, then=f"hlt-train specialists --resume {run.path}") from stopped
 

@@ -1,4 +1,4 @@
-"""The benchmarks of distributed rules start, run and print their tables (`--quick`)."""
+"""The benchmarks of distributed rules, and that of specialists, start, run and print their tables (`--quick`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["asynchrony", "backup_workers", "easgd", "fasgd", "sandblaster", "wires"])
+@pytest.mark.parametrize("name", ["asynchrony", "backup_workers", "easgd", "fasgd", "sandblaster", "specialists", "wires"])
 def test_a_benchmark_prints_its_tables(name: str, tmp_path: Path) -> None:
     found = subprocess.run([sys.executable, FOLDER / f"{name}.py", "--quick"], capture_output=True, text=True, cwd=tmp_path, timeout=550, check=False)
     assert found.returncode == 0, found.stderr

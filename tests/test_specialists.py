@@ -26,7 +26,7 @@ from hlt_train.files import read_arrays, read_document, sha256, write_text
 from hlt_train.fit import fit
 from hlt_train.progress import Progress
 from hlt_train.restore import ModelSpec, load_run, outline, predict_rows, with_params
-from hlt_train.run import read_config
+from hlt_train.run import Run, read_config
 from hlt_train.scorers import scorer
 from hlt_train.soft_targets import soft_targets
 from hlt_train.specialist_training import Shared, SpecialistsConfig, output_axes, prepare_specialist
@@ -167,6 +167,11 @@ def weights(path: Path) -> list[str]:
     return [sha256(folder / "checkpoints" / str(checkpoints.pointed(folder, "BEST")) / "weights.npz") for folder in folders]
 
 
+def metrics(path: Path) -> list[dict[str, Any]]:
+    with Run.open(path / "specialists" / "2") as run:
+        return runs.steady(run.metrics())
+
+
 @pytest.mark.usefixtures("compiled_anew")
 def test_an_interrupted_ensemble_is_the_undisturbed_one(generalist: Path, ensemble: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """SIGTERM in the second specialist: resumed to the same bits, and the first is not trained again."""
@@ -178,12 +183,14 @@ def test_an_interrupted_ensemble_is_the_undisturbed_one(generalist: Path, ensemb
     assert (path / "specialists" / "1" / "specialist.json").is_file()
     assert (path / "specialists" / "2" / "config.yaml").is_file()
     assert not (path / "specialists" / "2" / "specialist.json").exists()
+    assert checkpoints.pointed(path / "specialists" / "2", "LAST")
     with pytest.raises(UsageError) as unfinished:
         scorer(path)
     assert f"specialists --resume {path}" in str(unfinished.value)
     first = (path / "specialists" / "1" / "metrics.jsonl").stat().st_mtime_ns
     result = resume(path, progress=QUIET)
     assert weights(path) == weights(ensemble[0])
+    assert metrics(path) == metrics(ensemble[0])  # trained once: a specialist begun anew would have some lines twice
     for name in ("figures", "sets", "working_points"):
         assert result[name] == ensemble[1][name]
     assert (path / "specialists" / "1" / "metrics.jsonl").stat().st_mtime_ns == first
@@ -257,6 +264,16 @@ def test_half_a_document(ensemble: tuple[Path, dict[str, Any]], tmp_path: Path) 
     write_text(path / "ensemble.json", (path / "ensemble.json").read_text()[:200])
     with pytest.raises(RunFailed, match="not JSON"):
         scorer(path)
+
+
+def test_damaged_sets(ensemble: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    path = tmp_path / "e"
+    shutil.copytree(ensemble[0], path)
+    document = json.loads((path / "sets.json").read_text())
+    del document["sets"][1]["share"]
+    write_text(path / "sets.json", json.dumps(document))
+    with pytest.raises(RunFailed, match="damaged sets"):
+        resume(path, progress=QUIET)
 
 
 def test_it_teaches(ensemble: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
