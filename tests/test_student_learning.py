@@ -113,6 +113,16 @@ def test_a_cached_hint_is_the_one_in_the_loop(teacher: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_the_arm_alone_of_a_comparison_has_nothing_of_the_teacher_and_all_the_rest(teacher: Path, tmp_path: Path) -> None:
+    distil(config(teacher, **{**EVERYTHING, "seeds": 1, "length": "1epochs"}), tmp_path / "r", progress=QUIET)
+    arms = {arm: read_config(tmp_path / "r" / "seeds" / "0" / arm) for arm in ("alone", "distilled")}
+    assert (arms["alone"]["lambda"], arms["alone"]["hints"]) == (0.0, None)
+    assert arms["distilled"]["hints"]["weight"] == 0.3
+    for key in ("objective", "augment", "seed", "for"):
+        assert arms["alone"][key] == arms["distilled"][key]
+
+
+@pytest.mark.slow
 def test_hints_in_low_precision(teacher: Path, tmp_path: Path) -> None:
     """The exponents and the regressor travel together; only the network is stored on a grid."""
     low = {"forward": "dynamic<12>", "backward": "dynamic<12>", "storage": "fixed<14,4>", "round": "stochastic"}

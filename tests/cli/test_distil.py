@@ -48,6 +48,17 @@ def test_json_is_one_object_and_the_configuration_is_kept(teacher: Path, tmp_pat
     assert (read_config(tmp_path / "again")["temperature"], read_config(tmp_path / "again")["lambda"]) == (4.0, 0.5)
 
 
+def test_what_a_student_learns_has_flags(teacher: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    section = ("--set", "augment.scalar_smearing.relative={jet_mass: 0.1}")
+    code, out, err = run(capsys, teacher, "--dry-run", "-q", "--hints", "0.5", "--rate-aware", "loose", "--matching", "logits", *SMALL, *section)
+    assert (code, err) == (0, "")
+    assert "discriminant" in out
+    for arguments, says in ((("--rate-aware", "lose"), "no working point 'lose'"), (("--hints", "-1"), "at least 0")):
+        code, _, err = run(capsys, teacher, "--dry-run", "-q", *arguments, *SMALL)
+        assert code == 2
+        assert says in err
+
+
 def test_the_comparison_is_a_table(teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, teacher, "--run", tmp_path / "r", "-q", "--seeds", "1", *SMALL, "--set", "precision=null")
     assert code == 0
