@@ -114,6 +114,9 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
     What it learns (docs/distillation.md): soft targets or matched logits; --hints, --rate-aware; --set augment.TRANSFORM.OPTION=VALUE changes the rows of
     every batch, and the teacher sees what the student sees.
+
+    Bits that are learned (docs/formats.md): --set widths.share=0.3 leaves a front of students from dear to cheap in RUN/front and goes on with the best, or the
+    best within --set widths.budget=4000. Pruning: --set pruning.weights=0.5, --set pruning.units=0.25.
     """
     from hlt_train.progress import Progress
 
@@ -220,6 +223,7 @@ def _summary(result: dict[str, Any]) -> str:
     rows += _teachers(result["teacher"])
     if "steps" in result:
         warm = f", after {result['warmup_steps']:,} steps of float warm-up" if result["warmup_steps"] else ""
+        warm += f" and {result['widths_steps']:,} that learned bits" if result["widths_steps"] else ""
         rows.append(["trained", f"{result['steps']:,} steps ({result['stopped']}){warm}"])
     golden = result["golden"]
     if result["training_only"] is not None:
@@ -227,7 +231,8 @@ def _summary(result: dict[str, Any]) -> str:
     if golden is not None:
         rows.append(["golden evaluator, validation", f"cross-entropy {golden['cross_entropy']:.5g}, accuracy {golden['accuracy']:.5g}"])
         if (post := result["post_training"]) is not None:
-            rows.append(["the warm-up, only quantised", f"cross-entropy {post['cross_entropy']:.5g}, accuracy {post['accuracy']:.5g}"])
+            before = "the warm-up, only quantised" if result["front"] is None else "the chosen point of the front"
+            rows.append([before, f"cross-entropy {post['cross_entropy']:.5g}, accuracy {post['accuracy']:.5g}"])
         rows.append(["training forward differs in", f"{golden['differing_rows']:,} of {golden['rows']:,} rows"])
         rows.append(["accumulators", f"{golden['accumulator_bits']} bits{', exact in float32' if golden['float32_exact'] else ''}"])
         for name, roles in result["formats"]["layers"].items():
@@ -239,6 +244,8 @@ def _summary(result: dict[str, Any]) -> str:
     if "budget" in result:
         rows += _budget(result["budget"])
     text = table(rows, ["distil", ""])
+    if result["front"] is not None:
+        text += f"\n\n{_front(result['front'], result['run'])}"
     if "search" in result:
         return f"{text}\n\n{_searched(result['search'])}"
     return text if "comparison" not in result else f"{text}\n\n{_comparison(result['comparison'])}"
@@ -307,6 +314,17 @@ def _pair(figure: dict[str, float]) -> str:
     from hlt_train.report.table import plus_minus
 
     return plus_minus(figure["value"], figure["error"])
+
+
+def _front(front: dict[str, Any], run: str) -> str:
+    from hlt_train.report.table import table
+
+    rows = []
+    for point in front["points"]:
+        figures = [f"{point['cross_entropy']:.5g}", f"{point['accuracy']:.5g}", f"{point['alive']:,}"]
+        rows.append([f"{point['point']}", f"{point['cost']:,.6g}", *figures, "trained on" if point["point"] == front["chosen"] else ""])
+    header = ["front", front["unit"].replace("_", " "), "cross-entropy", "accuracy", "weights", ""]
+    return table(rows, header) + f"\nhlt-train export {run}/front/N, or evaluate; figures of the golden evaluator, validation"
 
 
 def _comparison(found: dict[str, Any]) -> str:

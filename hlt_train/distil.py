@@ -24,9 +24,11 @@ from hlt_train.errors import Interrupted, UsageError
 from hlt_train.files import check_new, write_document
 from hlt_train.following import parts
 from hlt_train.hints import HINT
+from hlt_train.learning import Rule
 from hlt_train.precision.config import Precision
 from hlt_train.preparation import Prepared, assemble, check_same, describe, row_counts, train
 from hlt_train.progress import Progress
+from hlt_train.pruning import pruning, without_bits
 from hlt_train.restore import ModelSpec, build_model, load_run, outline, parameters, settled, with_weights, write_model
 from hlt_train.run import Run, read_config
 from hlt_train.signals import StopRequest
@@ -164,6 +166,10 @@ def train_student(study: Study, run: Run, progress: Progress, stop: StopRequest,
         network = _warmed(study, run, network, warm, progress)
         leave_if(stop, "the float warm-up")
         spec = _decided(study, network, spec)
+        if config.pruning is not None:
+            precision = precision_of(spec)
+            assert precision is not None
+            spec = spec._replace(precision=without_bits(precision, network).to_config())
         if learn:
             network, spec = widths.learn_widths(study, run, network, spec, learn, progress)
             leave_if(stop, "the bits were learned")
@@ -195,12 +201,12 @@ def total_steps(config: DistilConfig, study: Study) -> int:
     return steps_of(config.length, rows=rows, steps_per_epoch=-(-rows // config.batch))
 
 
-def prepared(study: Study, config: DistilConfig, spec: ModelSpec, network: Any, *, steps: int, hinted: bool) -> Prepared:
-    """The parts of one stage: `config` says its length and learning rate; steps, hinted: see `student_learning`."""
+def prepared(study: Study, config: DistilConfig, spec: ModelSpec, network: Any, *, steps: int, hinted: bool, around: Rule | None = None) -> Prepared:
+    """The parts of one stage: `config` says its length and learning rate; steps, hinted: see `student_learning`; around: see `assemble`."""
     learning = student_learning(study, network, steps=steps, hinted=hinted)
     losses = losses_of(study, network)
     extra = study.extra if hinted else without(study.extra, HINT)
-    return assemble(config, study.dataset, study.inputs, spec, parameters(network), losses, study.mesh, None, extra, learning)
+    return assemble(config, study.dataset, study.inputs, spec, parameters(network), losses, study.mesh, None, extra, learning, around)
 
 
 def _opened(config: DistilConfig, mesh: Mesh, folder: Path | None, progress: Progress, inputs: Inputs | None = None) -> Study:
@@ -239,7 +245,7 @@ def _warmed(study: Study, run: Run, network: Any, steps: int, progress: Progress
     if _trained(folder, steps):
         return load_run(folder).model
     config = study.config.model_copy(update={"length": f"{steps}steps", "precision": None, "seeds": None, "lr_scan": None})
-    ready = prepared(study, config, float_form(study.spec), network, steps=steps, hinted=True)
+    ready = prepared(study, config, float_form(study.spec), network, steps=steps, hinted=True, around=pruning(config.pruning, steps))
     again = (folder / "config.yaml").is_file()
     if folder.exists() and not again:  # killed before it was a run
         shutil.rmtree(folder)

@@ -90,8 +90,9 @@ def saturation(model: eqx.Module, inputs: Inputs, x: Features) -> dict[str, dict
 
 
 def _beyond(values: np.ndarray, to: Format) -> float:
+    """What has no bits does not saturate: it was pruned."""
     step, (low, high) = np.ldexp(1.0, -np.asarray(to.f)), to.reach
-    return float(np.mean((values < low * step) | (values > high * step)))
+    return float(np.mean(((values < low * step) | (values > high * step)) & (np.asarray(to.hi) > np.asarray(to.lo))))
 
 
 def refuse_saturated(found: dict[str, dict[str, float]], formats: dict[str, dict[str, str]]) -> None:

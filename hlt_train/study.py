@@ -25,6 +25,7 @@ from hlt_train.hints import HINT, Hints
 from hlt_train.precision.config import Precision
 from hlt_train.preparation import TrainingConfig, check_batch, check_names
 from hlt_train.progress import Progress
+from hlt_train.pruning import Pruning
 from hlt_train.rate_objective import RateObjective, rate_rows
 from hlt_train.restore import ModelSpec, outline
 from hlt_train.scorers import Scorer, discriminant_of
@@ -57,6 +58,7 @@ class DistilConfig(TrainingConfig):
     hints: dict[str, Any] | None = None  # None: none
     objective: dict[str, Any] | None = None  # None: the loss alone
     warmup: float = Field(0.5, ge=0, lt=1)
+    pruning: Pruning | None = None  # None: nothing is pruned
     widths: Widths | None = None  # None: the bits of the formats are not learned
     fine_tune: PositiveFloat = 1.0  # factor of the learning rate after the warm-up
     max_unmatched: NonNegativeFloat = 0.01
@@ -172,6 +174,9 @@ def check_config(config: DistilConfig, mesh: Mesh) -> None:
             where="warmup",
             then="--set warmup=0.5, or formats such as fixed<8,2> and ufixed<8,3>",
         )
+    if config.pruning is not None and (config.precision is None or config.warmup == 0 or config.strategy["name"] != "sync"):
+        what = "a fixed-point student is pruned, by sync, in its float warm-up"
+        raise UsageError(what, where="pruning", then="--set warmup=0.5 --set strategy.name=sync, and formats in place of precision=null")
     if config.widths is not None:
         _check_widths(config, config.widths)
 

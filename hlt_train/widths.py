@@ -34,7 +34,7 @@ from hlt_train.hints import HINT
 from hlt_train.models._widths import Learned, learning
 from hlt_train.preparation import assemble, describe
 from hlt_train.progress import Progress
-from hlt_train.restore import Loaded, ModelSpec, load_run, lowered, outline, parameters, with_weights
+from hlt_train.restore import Loaded, ModelSpec, load_run, lowered, outline, parameters
 from hlt_train.run import Run
 from hlt_train.scoring import write_working_points
 from hlt_train.student_learning import student_learning
@@ -91,7 +91,7 @@ def learn_widths(study: Study, run: Run, network: Any, spec: ModelSpec, steps: i
 def _sweep(study: Study, run: Run, network: Any, spec: ModelSpec, steps: int, progress: Progress) -> None:
     config, section = study.config, study.config.widths
     assert section is not None
-    learned = learning(network, outline(spec, study.inputs), study.inputs, section.weights, section.activations, pruned=False)
+    learned = learning(network, outline(spec, study.inputs), study.inputs, section.weights, section.activations, pruned=config.pruning is not None)
     params = parameters(learned)
 
     def price(of: Any) -> jax.Array:
@@ -150,22 +150,16 @@ class _Judge:
 
     def __call__(self, params: Any, step: int) -> tuple[Point, ModelSpec, Any]:
         """(the point, its description, its float weights). Refused like any student whose formats cannot be held."""
-        own = _learned(self._learned, params)
-        precision = precision_of(self._spec)
-        assert precision is not None
-        spec = self._spec._replace(precision=own.precision(precision).to_config())
-        weights = jax.device_get(parameters(own.plain()))
-        graph = self._graph(spec, weights)
+        own, study = _learned(self._learned, params), self._study
+        asked = precision_of(self._spec)
+        assert asked is not None
+        network, precision = own.fixed(study.inputs, asked)
+        spec = self._spec._replace(precision=precision.to_config())
+        graph = lowered(Loaded(Path(), study.dataset.card, study.inputs, network, spec.outputs, spec, {}, 0, ""))
         loss, accuracy = self._worth(graph)
-        costs = cost(graph)
+        bits = cost(graph)["bit_operations"]
         alive = sum(int(np.count_nonzero(node.w)) for node in graph.nodes if isinstance(node, Affine))
-        bits = costs["bit_operations"]
-        return Point(step, float(self._beta(step)), float(bits), loss, accuracy, bits, alive), spec, weights
-
-    def _graph(self, spec: ModelSpec, weights: Any) -> Graph:
-        study = self._study
-        model = with_weights(outline(spec, study.inputs), weights)
-        return lowered(Loaded(Path(), study.dataset.card, study.inputs, model, spec.outputs, spec, {}, 0, ""))
+        return Point(step, float(self._beta(step)), float(bits), loss, accuracy, bits, alive), spec, jax.device_get(parameters(network))
 
     def _worth(self, graph: Graph) -> tuple[float, float]:
         """Cross-entropy and accuracy with training weights."""

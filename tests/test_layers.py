@@ -22,7 +22,21 @@ NEVER_JAX = (
     "hlt_train.vectors",
     *(
         f"hlt_train.{name}"
-        for name in ("nodes", "arithmetic", "structure", "floating", "golden", "marking", "cost", "graph_document", "decisions", "certify", "selftest", "ulp")
+        for name in (
+            "nodes",
+            "arithmetic",
+            "structure",
+            "floating",
+            "golden",
+            "marking",
+            "cost",
+            "dead_units",
+            "graph_document",
+            "decisions",
+            "certify",
+            "selftest",
+            "ulp",
+        )
     ),
     "hlt_train.files",
     "hlt_train.sparsity",

@@ -35,6 +35,7 @@ __all__ = [
     "GroupInput",
     "LayerFormats",
     "chain",
+    "check_formats",
     "check_options",
     "collections_of",
     "dense",
@@ -266,7 +267,7 @@ def dense(
         return Dense(linear, name, activation, None, None)
     formats = LayerFormats(precision.format(name, "weights"), precision.fixed(name, "bias"), None if last else precision.activation(name), source)
     _check_shapes(name, formats, inputs, outputs)
-    _check_formats(name, formats)
+    check_formats(name, formats)
     return Dense(linear, name, activation, formats, exponents_of(formats.weights, formats.bias, formats.out))
 
 
@@ -285,7 +286,8 @@ def grid_after(layer: Dense, width: int) -> Grid | None:
     return None if formats is None or formats.out is None else Grid.of(formats.out, width, layer.name)
 
 
-def _check_formats(name: str, formats: LayerFormats) -> None:
+def check_formats(name: str, formats: LayerFormats) -> None:
+    """Refuse sums that a layer cannot compute exactly."""
     where = f"precision.layers.{name}"
     least = int(np.min(formats.f - formats.bias.f))
     if least < 0:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from hlt_train.errors import UsageError
-from hlt_train.models._layers import ACTIVATIONS, Dense, GroupInput
-from hlt_train.models._pooling import Pooling
+from hlt_train.models._layers import ACTIVATIONS, Dense, Grid, GroupInput, LayerFormats, check_formats, input_of
+from hlt_train.models._pooling import Pooling, pooling
 from hlt_train.precision.config import Precision
 from hlt_train.precision.exact import affine
 from hlt_train.precision.fixed import FixedFormat, bits_of, numbers
@@ -83,6 +83,12 @@ class Range(eqx.Module):
         """`[..., features]` on its grid."""
         f, i = self.whole
         return quantise_range(x, f, i, self.signed, self.mode)
+
+    @property
+    def top(self) -> jax.Array:
+        """Largest magnitude of its integers, float32."""
+        width = self.width - float(self.signed)
+        return jnp.where(self.width > 0, jnp.exp2(width) - float(not self.signed), 0)
 
     @property
     def now(self) -> tuple[jax.Array, jax.Array]:
@@ -266,30 +272,41 @@ class Learned(eqx.Module):
         parts = [w.positions * jnp.sum(w.weights @ w.source) for w in self.widths().values()]
         return jnp.sum(jnp.stack(parts))
 
-    def precision(self, asked: Precision) -> Precision:
-        """`asked` with the formats that the parts have now."""
-        layers, pools, steps = _all_now(self)
-        for layer in _parts(self.network, LearnedDense):
-            for role, to in layer.formats_of(layers[layer.name]).items():
-                asked = asked.with_format(layer.name, role, to)
+    def formats(self) -> dict[str, dict[str, FixedFormat]]:
+        """Part -> role -> the format that it has now."""
+        now = _all_now(self)
+        found = {layer.name: layer.formats_of(now.layers[layer.name]) for layer in _parts(self.network, LearnedDense)}
         for part in _parts(self.network, LearnedPooling):
-            now, features = pools[part.name]
-            asked = asked.with_format(part.name, "activations", part.bits.format(now, len(features)))
-        for step in _parts(self.network, LearnedInput):
-            asked = asked.with_format(step.name, "inputs", step.bits.format(steps[step.name], step.variables))
-        return asked
+            found[part.name] = {"activations": part.bits.format(now.others[part.name], now.arrived[part.name].features)}
+        return found | {step.name: {"inputs": step.bits.format(now.others[step.name], step.variables)} for step in _parts(self.network, LearnedInput)}
 
-    def plain(self) -> Any:
-        """The float network with the same weights."""
+    def fixed(self, inputs: Inputs, asked: Precision) -> tuple[Any, Precision]:
+        """(the fixed-point network with the same weights, `asked` with its formats).
+
+        It is what `hlt_train.restore.build_model` makes of these formats, without the making of a network anew; what the clip leaves out of the range of an
+        input is not taken off the bounds of sums.
+
+        Raises:
+            UsageError: sums that cannot be held.
+        """
+        formats, now = self.formats(), _all_now(self)
+        for name, roles in formats.items():
+            for role, to in roles.items():
+                asked = asked.with_format(name, role, to)
+        groups = {group.name: group for group in inputs.groups}
 
         def change(part: Any) -> Any:
-            if isinstance(part, Dense):
-                return Dense(part.linear, part.name, part.activation, None, None)
             if isinstance(part, GroupInput):
-                return GroupInput(part.name, part.variables, part.length, None, (), ())
-            return Pooling(part.name, part.kind, None, 0, True, None)
+                return input_of(groups[part.name], asked)
+            arrived = now.arrived[part.name]
+            if isinstance(part, Pooling):
+                return pooling(part.name.removesuffix("_pool"), arrived.positions, part.kind, arrived.grid, asked)
+            own = formats[part.name]
+            made = LayerFormats(own["weights"], own["bias"], own.get("activations"), arrived.grid)
+            check_formats(part.name, made)
+            return Dense(part.linear, part.name, part.activation, made, None)
 
-        return _replaced(self.network, change)
+        return _replaced(self.network, change), asked
 
     def settled(self) -> Any:
         """The network in which every layer knows the exponents of what it reads."""
@@ -302,14 +319,43 @@ class Learned(eqx.Module):
         return Features(groups, {name: np.full(1, length, np.int32) for name, length, _ in self.groups if length is not None})
 
 
+class _Arrived(NamedTuple):
+    """What arrives at a part: exponents (`SHIFT` added) and largest integers of its sources, `[1, ..., features]`."""
+
+    f: jax.Array
+    top: jax.Array
+
+    @property
+    def features(self) -> int:
+        return int(self.f.shape[-1])
+
+    @property
+    def positions(self) -> int:
+        return int(self.f.shape[1]) if self.f.ndim == 3 else 1
+
+    @property
+    def grid(self) -> Grid:
+        """Where a neighbour is missing there is 0: the largest over all positions holds."""
+        f, top = (np.asarray(v).reshape(-1, self.features).max(axis=0) for v in self)
+        return Grid(tuple((f - SHIFT).astype(int).tolist()), tuple(top.astype(int).tolist()), ("",) * self.features)
+
+
+class _Everything(NamedTuple):
+    """By name: arrays of layers; (width, exponents) of poolings and inputs; what arrives at layers and poolings."""
+
+    layers: dict[str, _Now]
+    others: dict[str, tuple[jax.Array, jax.Array]]
+    arrived: dict[str, _Arrived]
+
+
 @eqx.filter_jit
-def _all_now(learned: Learned) -> tuple[dict[str, _Now], dict[str, Any], dict[str, Any]]:
-    """By name: of layers; of poolings, with an array that has as many features; of inputs. One program: there are many small arrays."""
+def _all_now(learned: Learned) -> _Everything:
+    """One program: there are many small arrays."""
     network, probe = learned.network, learned.probe()
-    arrived = _noted(network, probe, lambda bits: bits.width, pools=True)
-    pools = {part.name: (part.bits.now, arrived[part.name][0, 0]) for part in _parts(network, LearnedPooling)}
+    f, top = (_noted(network, probe, what, pools=True) for what in (lambda bits: bits.exponents + SHIFT, lambda bits: bits.top))
     layers = {layer.name: layer.now for layer in _parts(learned.settled(), LearnedDense)}
-    return layers, pools, {step.name: step.bits.now for step in _parts(network, LearnedInput)}
+    others = {part.name: part.bits.now for part in _parts(network, (LearnedPooling, LearnedInput))}
+    return _Everything(layers, others, {name: _Arrived(f[name], top[name]) for name in f})
 
 
 def _with_source(layer: LearnedDense, arrived: jax.Array) -> LearnedDense:

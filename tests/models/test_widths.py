@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import equinox as eqx
@@ -13,6 +14,8 @@ import pytest
 from hlt_train.cost import cost
 from hlt_train.errors import UsageError
 from hlt_train.graph import Affine, Graph, evaluate
+from hlt_train.models._layers import Dense, GroupInput
+from hlt_train.models._pooling import Pooling
 from hlt_train.models._widths import Learned, Range, learning
 from hlt_train.models.conv import conv
 from hlt_train.models.deepsets import deepsets
@@ -47,10 +50,20 @@ def learned(name: str, seed: int = 0, weights: str = "element", activations: str
 
 
 def student(made: Learned, name: str, described: Any) -> Graph:
-    frozen = BUILD[name](described, made.precision(students.NARROW))
-    network = with_weights(frozen, made.plain())
+    """From the formats as texts, as a run would be read back; that is what `fixed` makes at once."""
+    at_once, precision = made.fixed(described, students.NARROW)
+    frozen = BUILD[name](described, Precision.from_config(precision.to_config()))
+    assert _formats(at_once) == _formats(frozen)
+    network = with_weights(frozen, at_once)
     graph: Graph = network.lower(described, ("a", "b", "c"), None)
     return graph
+
+
+def _formats(network: Any) -> list[Any]:
+    """All but the largest integers of inputs, of which `fixed` does not know what the clip leaves out."""
+    parts = jax.tree.leaves(network, is_leaf=lambda node: isinstance(node, Dense | GroupInput | Pooling))
+    plain = [dataclasses.replace(part.formats, source=part.formats.source._replace(top=())) for part in parts if isinstance(part, Dense)]
+    return [*plain, *([getattr(part, name, None) for name in ("name", "format", "lo", "hi", "source_f", "kind")] for part in parts)]
 
 
 @pytest.mark.parametrize(("name", "granularity"), [("mlp", "element"), ("mlp", "channel"), ("mlp", "tensor"), ("deepsets", "element"), ("conv", "element")])
