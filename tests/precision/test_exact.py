@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hlt_train.arithmetic import overflow, rational, shift_round
+from hlt_train.arithmetic import overflow, rational, requantise, rounded_rational, shift_round
+from hlt_train.models._lower import quant_of
 from hlt_train.precision.exact import affine, affine_int32, pool_mean
 from hlt_train.precision.fixed import FixedFormat
 from hlt_train.precision.formats import parse_format, quantise
+from hlt_train.precision.minifloat import MiniFormat
 
 MODES = st.tuples(st.sampled_from(["floor", "half_up", "half_even"]), st.sampled_from(["wrap", "sat", "sat_sym"]))
 
@@ -28,6 +30,36 @@ def test_int32_where_float32_would_round(modes: tuple[str, str], drop: int, relu
     want = overflow(shift_round(total, np.array(drop), to.round), np.array(to.lo), np.array(to.hi), to.over)
     arrays = [np.ldexp(v.astype(np.float64), -e).astype(np.float32) for v, e in ((x, f_x), (w, f_w), (b, f_x + f_w))]
     found = jax.jit(affine_int32, static_argnums=(3, 4, 5, 6))(*arrays, f_x, f_x + f_w, relu, to)
+    np.testing.assert_array_equal(np.ldexp(np.asarray(found, np.float64), to.f), want)
+
+
+MINI = st.tuples(st.integers(1, 5), st.integers(0, 8), st.sampled_from(["floor", "half_up", "half_even"]))
+
+
+@given(MINI, st.integers(-20, 20), st.integers(0, 2**32 - 1))
+def test_int32_to_minifloats(mini: tuple[int, int, str], drop: int, seed: int) -> None:
+    """Sums of any size, the smallest step of the format coarser and finer than theirs."""
+    rng = np.random.default_rng(seed)
+    x, w, b = rng.integers(-2048, 2048, (60, 100)), rng.integers(-2048, 2048, (7, 100)), rng.integers(-(2**20), 2**20, 7)
+    x[:30] >>= rng.integers(0, 12, (30, 1))  # small sums too
+    x[:3], f_x, f_w = 0, 8, 9
+    b[:3] = rng.integers(-20, 20, 3)
+    to = MiniFormat(*mini[:2], 0, mini[2]).at(f_x + f_w - drop)  # type: ignore[arg-type]
+    total = x @ w.T + b
+    want = requantise(total, np.full(7, f_x + f_w), quant_of(to))
+    arrays = [jnp.asarray(np.ldexp(v.astype(np.float64), -e), jnp.float32) for v, e in ((x, f_x), (w, f_w), (b, f_x + f_w))]
+    found = affine_int32(*arrays, f_x, f_x + f_w, False, to)
+    np.testing.assert_array_equal(np.ldexp(np.asarray(found, np.float64), to.f), want)
+
+
+@given(MINI, st.integers(-4, 10), st.integers(0, 2**32 - 1))
+def test_a_mean_is_rounded_to_a_minifloat_once(mini: tuple[int, int, str], gain: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    total, count, f = rng.integers(-(2**16), 2**16, (300, 4)), rng.integers(0, 65, 300), 5
+    to = MiniFormat(*mini[:2], 0, mini[2]).at(f + gain)  # type: ignore[arg-type]
+    quotient = rounded_rational(total << max(gain, 0), np.maximum(count, 1)[:, None] << max(-gain, 0), quant_of(to))
+    want = requantise(quotient, np.full(4, to.f), quant_of(to))
+    found = pool_mean(jnp.asarray(np.ldexp(total.astype(np.float64), -f), jnp.float32), jnp.asarray(count, jnp.int32), f, to)
     np.testing.assert_array_equal(np.ldexp(np.asarray(found, np.float64), to.f), want)
 
 
