@@ -8,6 +8,7 @@ Arms, at equal steps from equal first weights:
 
     alone         labels
     distilled     soft targets
+    half          soft targets with lambda 0.5
     logits        matched logits
     hints         soft targets and a hint of constant weight
     hints first   FitNets: the hint alone for the first quarter of the float stage, then soft targets
@@ -61,8 +62,8 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "events": Kind(500_000, 100_000, ((40, 16), (16,), (8,)), (192, 128, 64), (416, 272, 128), 2_000, 8),
-    "jets": Kind(150_000, 20_000, ((12, 12), (6, 6), (3, 3)), (64, 64), (128, 128), 1_200, 6),
+    "events": Kind(500_000, 100_000, ((40, 16), (16,), (8,)), (192, 128, 64), (416, 272, 128), 1_500, 8),
+    "jets": Kind(150_000, 20_000, ((12, 12), (6, 6), (3, 3)), (64, 64), (128, 128), 1_000, 6),
 }
 QUICK = {
     "events": Kind(20_000, 8_000, ((8,),), (32, 16), (64, 32), 60, 20),
@@ -104,6 +105,7 @@ def main() -> None:
     arms = {
         "alone": Arm(None),
         "distilled": Arm(soft),
+        "half": Arm(soft._replace(share=0.5)),
         "logits": Arm(soft._replace(matching="logits")),
         "hints": Arm(soft, hint=(given.hint_weight, 0.0)),
         "hints first": Arm(soft, hint=(0.0, 0.25)),
