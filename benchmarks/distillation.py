@@ -49,7 +49,7 @@ class Kind(NamedTuple):
     Attributes:
         rows: of the toy file. sample: training rows of a student.
         sizes: students. teacher, larger: the teacher, and one with four times its parameters.
-        steps: of a student. epochs: of a teacher.
+        steps: of a student. epochs: of a teacher. rate: learning rate of the students.
     """
 
     rows: int
@@ -59,15 +59,16 @@ class Kind(NamedTuple):
     larger: tuple[int, ...]
     steps: int
     epochs: int
+    rate: float
 
 
 KINDS = {
-    "events": Kind(500_000, 100_000, ((40, 16), (16,), (8,)), (192, 128, 64), (416, 272, 128), 1_500, 8),
-    "jets": Kind(150_000, 20_000, ((12, 12), (6, 6), (3, 3)), (64, 64), (128, 128), 1_000, 6),
+    "events": Kind(500_000, 100_000, ((40, 16), (16,), (8,)), (192, 128, 64), (416, 272, 128), 1_500, 8, 0.03),
+    "jets": Kind(150_000, 20_000, ((12, 12), (6, 6), (3, 3)), (64, 64), (128, 128), 1_000, 6, 0.01),
 }
 QUICK = {
-    "events": Kind(20_000, 8_000, ((8,),), (32, 16), (64, 32), 60, 20),
-    "jets": Kind(6_000, 3_000, ((4, 4),), (12, 12), (24, 24), 40, 20),
+    "events": Kind(20_000, 8_000, ((8,),), (32, 16), (64, 32), 60, 20, 0.03),
+    "jets": Kind(6_000, 3_000, ((4, 4),), (12, 12), (24, 24), 40, 20, 0.01),
 }
 NAMES = {"events": ["efficiency at 50 Hz"], "jets": ["rejection at 50 %", "rejection at 30 %"]}
 
@@ -92,14 +93,15 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, help="only the first so many sizes")
     parser.add_argument("--temperature", type=float, default=2.0)
     parser.add_argument("--share", type=float, default=1.0, help="lambda")
-    parser.add_argument("--rate", type=float, default=0.01, help="learning rate of the students")
+    parser.add_argument("--rate", type=float, help="learning rate of the students, in place of the default")
     parser.add_argument("--hint-weight", type=float, default=1.0)
-    parser.add_argument("--rate-weight", type=float, default=1.0)
+    parser.add_argument("--rate-weight", type=float, default=0.1)
     parser.add_argument("--width", type=float, default=1.0, help="of the soft step of the rate-aware objective")
     parser.add_argument("--teachers-only", action="store_true", help="the teacher against one of four times its parameters, 3 seeds, and no students")
     given = parser.parse_args()
     kind = (QUICK if given.quick else KINDS)[given.kind]
     kind = kind._replace(rows=given.rows or kind.rows, steps=given.steps or kind.steps, sample=given.sample or kind.sample)
+    kind = kind._replace(rate=given.rate or kind.rate)
     seeds = min(given.seeds, 2) if given.quick else given.seeds
     soft = Soft(given.temperature, given.share)
     arms = {
@@ -148,7 +150,7 @@ def main() -> None:
             extra |= {HINT: taught.hidden[pick]} if arm.hint is not None else {}
             rows = jax.tree.map(jnp.asarray, rows._replace(extra=extra))
             build = lambda key, outputs, precision, widths=widths: network(data, widths, key, outputs, precision)  # noqa: E731
-            found = students(data, rows, build, arm, taught.network, given.rate, kind.steps, seeds, given.width)
+            found = students(data, rows, build, arm, taught.network, kind.rate, kind.steps, seeds, given.width)
             scores[name] = [golden_score(student, data) for student in found]
             size = parameters(found[0])
             note(f"{size:,} parameters, {name}")
@@ -156,7 +158,7 @@ def main() -> None:
         for row in result[-len(arms) * len(NAMES[given.kind]) :]:
             note(" | ".join(str(cell) for cell in row))
     header = ["figure", "parameters", "arm", "value", "- alone", "in errors", "- distilled", "in errors", "of the gap"]
-    title = f"{given.kind}: {seeds} seeds, {kind.steps:,} steps of {BATCH} rows out of {len(pick):,}, learning rate {given.rate:g}, T {soft.temperature:g}, "
+    title = f"{given.kind}: {seeds} seeds, {kind.steps:,} steps of {BATCH} rows out of {len(pick):,}, learning rate {kind.rate:g}, T {soft.temperature:g}, "
     title += f"lambda {soft.share:g}, weights of hint {given.hint_weight:g}, of rate {given.rate_weight:g} (width {given.width:g})"
     print(table(result, header, title=title))
 

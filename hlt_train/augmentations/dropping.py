@@ -32,8 +32,8 @@ def dropping(inputs: Inputs, *, probability: float = 0.05, keep: int = 1, group:
     def transform(x: Features, key: Any) -> Features:
         raw, there = jnp.asarray(x.groups[g.name]), real(x, g)
         dropped = there & (jax.random.uniform(key, raw.shape[:2]) < probability) & (jnp.arange(raw.shape[1]) >= keep)
-        # 0: stays, 1: dropped, 2: was never there; a stable sort keeps the order within each
-        order = jnp.argsort(jnp.where(there, dropped.astype(jnp.int32), 2), axis=1, stable=True)
+        # A stable sort keeps the order: what stays, then (where nothing reads) what was never there and what is dropped.
+        order = jnp.argsort(dropped, axis=1, stable=True)
         moved = jnp.take_along_axis(raw, order[..., None], axis=1)
         counts = jnp.asarray(x.counts[g.name])
         fewer = counts - jnp.sum(dropped, axis=1, dtype=counts.dtype)
