@@ -17,9 +17,7 @@ import numpy as np
 from hlt_train.combination import Mean
 from hlt_train.data.card import Card
 from hlt_train.data.dataset import Dataset
-from hlt_train.ensemble_document import is_ensemble
 from hlt_train.errors import UsageError
-from hlt_train.restore import load_run
 from hlt_train.teachers import Teacher
 from hlt_train.types import Features, Inputs
 
@@ -106,10 +104,10 @@ def frozen(teacher: Teacher, card: Card, inputs: Inputs, classes: Sequence[str],
     Raises:
         UsageError: the teacher reads something that the student's batches do not hold, or it is an ensemble of specialists.
     """
-    if is_ensemble(teacher.path):
+    loaded, theirs = teacher.run, teacher.card
+    if loaded is None:
         what = f"{why} needs the teacher on every batch, and an ensemble answers by a minimisation for every row"
         raise UsageError(what, where=str(teacher.path), then="distil from its generalist, or without")
-    loaded, theirs = load_run(teacher.path), teacher.card
     mine = {g.name: g for g in inputs.groups}
     columns = {}
     for g in loaded.inputs.groups:

@@ -19,7 +19,7 @@ from hlt_train.data.card import Card
 from hlt_train.ensemble_document import FILE, is_ensemble, read
 from hlt_train.errors import UsageError
 from hlt_train.files import sha256
-from hlt_train.restore import load_run
+from hlt_train.restore import Loaded, load_run
 from hlt_train.scorers import Scorer, Scores, discriminant_of, scorer
 from hlt_train.trigger.discriminant import discriminant
 from hlt_train.types import Features
@@ -34,35 +34,36 @@ class Teacher(NamedTuple):
         path: its directory, resolved.
         card: how it reads its inputs.
         network: gives its logits.
-        step: of its checkpoint; None of an ensemble.
+        run: the run itself, at BEST; None of an ensemble.
         origin: what its logits depend on besides the rows, JSON-able: a cache of them is valid while it is the same.
     """
 
     path: Path
     card: Card
     network: Scorer
-    step: int | None
+    run: Loaded | None
     origin: Mapping[str, Any]
 
     @property
     def about(self) -> dict[str, Any]:
         """For reports."""
-        return {"path": str(self.path), "step": self.step, "which": self.network.which.partition(",")[0], "classes": list(self.card.labels.classes)}
+        step, which = (None, self.network.which) if self.run is None else (self.run.step, self.run.which)
+        return {"path": str(self.path), "step": step, "which": which, "classes": list(self.card.labels.classes)}
 
 
 def open_teacher(path: Path, card: Card | None = None) -> Teacher:
     """Open a run or an ensemble; card: in place of its own."""
     path = path.resolve()
-    network, step, inputs = scorer(path), None, path
+    network, run, inputs = scorer(path), None, path
     origin: dict[str, Any] = {"teacher": str(path)}
     if is_ensemble(path):
         origin["ensemble"] = sha256(path / FILE)  # it names the weights of every part, and has been compared with them
         inputs = path / read(path)[0].run
     else:
-        step = load_run(path).step
-        origin |= {"step": step, "weights": checkpoints.document(path, step)["sha256"]["weights.npz"]}
+        run = load_run(path)
+        origin |= {"step": run.step, "weights": checkpoints.document(path, run.step)["sha256"]["weights.npz"]}
     origin["normalisation"] = sha256(inputs / "normalisation.json")
-    return Teacher(path, network.card if card is None else card, network, step, origin)
+    return Teacher(path, network.card if card is None else card, network, run, origin)
 
 
 def order_of(teacher: Teacher, card: Card) -> list[int]:
