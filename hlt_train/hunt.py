@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from hlt_train import halving
 from hlt_train.budget import Budget
-from hlt_train.errors import BudgetNotMet, Hopeless, UsageError
+from hlt_train.errors import BudgetNotMet, Hopeless, RunFailed, UsageError
 from hlt_train.progress import Progress
 from hlt_train.sampling import Trials
 from hlt_train.search_record import Record
@@ -70,6 +70,10 @@ class Hunt:
                 self._advance(trial.number, 0)
             first = [one["value"] for one in self._like(entry)["figures"] if one["rung"] == 0]
             trials.tell(trial, first[0] if first else None)
+        failed = [one for one in self.record.content["candidates"] if one["verdict"].startswith("failed")]
+        if failed and not self.record.figures(0):
+            what = f"all {len(failed)} candidates within the budget failed; the last one, {failed[-1]['what']}: {failed[-1]['verdict'].partition(': ')[2]}"
+            raise RunFailed(what, where="search", then="another --learning-rate or --for, or a wider search")
         if not self.record.figures(0):
             raise self._not_met("predicted", {one["number"]: one["predicted"] for one in self.record.content["candidates"] if one["predicted"]})
 

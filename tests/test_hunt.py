@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hlt_train.budget import Budget
-from hlt_train.errors import BudgetNotMet, Hopeless, UsageError
+from hlt_train.errors import BudgetNotMet, Hopeless, RunFailed, UsageError
 from hlt_train.hunt import Hunt, Work
 from hlt_train.progress import Progress
 from hlt_train.sampling import Trials
@@ -114,6 +114,13 @@ def test_nothing_fits(tmp_path: Path) -> None:
     with pytest.raises(BudgetNotMet, match="is measured at 40 of 30 ns") as caught:
         World(tmp_path / "b", limit=30.0, excess=10.0).run()
     assert caught.value.exit_code == 3
+
+
+def test_when_all_that_fit_fail_it_is_not_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(tmp_path, trials=1)
+    monkeypatch.setitem(type(world).propose.__globals__, "WIDTHS", [16, 64])
+    with pytest.raises(RunFailed, match="candidates within the budget failed; the last one, mlp 16"):
+        world.run()
 
 
 @pytest.mark.parametrize("excess", [1.0, 1.2])

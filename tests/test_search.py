@@ -22,8 +22,8 @@ from tests import runs
 from tests.distillation import Stopper, config, write_card
 
 QUIET = Progress(quiet=True)
-SEARCH = {"trials": 3, "widths": [2, 3], "depth": [1, 2], "rungs": 2, "weights": [4, 6], "options": {"temperature": [1.0, 2.0]}}
-MACS = 28  # of 6 inputs, 6 outputs: one hidden layer of 2 fits (24), of 3 does not (36), nor do two layers
+SEARCH = {"trials": 3, "widths": [3, 4], "depth": [1, 2], "rungs": 2, "weights": [4, 6], "options": {"temperature": [1.0, 2.0]}}
+MACS = 40  # of 6 inputs, 6 outputs: one hidden layer of 3 fits (36), of 4 does not (48)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,14 +40,30 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "teacher"
 
 
-def asked(teacher: Path, **budget: Any) -> Any:
-    return config(teacher, length="60steps", batch=64, budget=budget, search=SEARCH, learning_rate=0.03)
+def asked(teacher: Path, search: dict[str, Any] = SEARCH, **budget: Any) -> Any:
+    return config(teacher, length="60steps", batch=64, budget=budget, search=search, learning_rate=0.01)
+
+
+def test_one_candidate_that_fits(teacher: Path, tmp_path: Path) -> None:
+    """From the command's configuration to a certified export; a proposal of more than 40 multiplications is never trained."""
+    path = tmp_path / "r"
+    result = distil(asked(teacher, {"trials": 1, "rungs": 1, "widths": [3, 4], "depth": [1]}, macs=MACS), path, progress=QUIET)
+    told = record(path)
+    assert [one["verdict"] for one in told["candidates"]].count("trained") == 1
+    assert told["candidates"][told["chosen"]]["model"] == {"name": "mlp", "widths": [3]}
+    assert [p.name for p in (path / "search" / "candidates").iterdir()] == [str(told["chosen"])]
+    assert read_config(path)["model"] == {"name": "mlp", "widths": [3]}
+    assert weights(path) == weights(path / "search" / "candidates" / str(told["chosen"]) / "60")
+    assert open_export(path / "export" / "cpp").certificate["budget"]["measured"]["costs"] == {"macs": 36.0}
+    assert result["search"]["costs"] == {"macs": 36.0}
+    assert {"value", "error", "teacher"} <= set(result["search"])
+    assert read_config(path / "search")["search"]["trials"] == 1  # what repeats the search
 
 
 @pytest.fixture(scope="module")
 def found(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     path = tmp_path_factory.mktemp("runs") / "found"
-    return path, distil(asked(teacher, macs=60), path, progress=QUIET)
+    return path, distil(asked(teacher, macs=70), path, progress=QUIET)
 
 
 def record(path: Path) -> dict[str, Any]:
@@ -58,13 +74,14 @@ def weights(path: Path) -> str:
     return sha256(path / "checkpoints" / str(checkpoints.pointed(path, "BEST")) / "weights.npz")
 
 
+@pytest.mark.slow
 def test_the_best_that_fits_becomes_the_run(found: tuple[Path, dict[str, Any]]) -> None:
     path, result = found
     told = record(path)
     trained = [one for one in told["candidates"] if one["verdict"] == "trained"]
     assert len(trained) == 3
-    assert all(one["predicted"]["macs"] <= 60 for one in trained)
-    assert all(one["predicted"]["macs"] > 60 for one in told["candidates"] if one["verdict"] == "over budget")
+    assert all(one["predicted"]["macs"] <= 70 for one in trained)
+    assert all(one["predicted"]["macs"] > 70 for one in told["candidates"] if one["verdict"] == "over budget")
     assert not [one for one in told["candidates"] if one["verdict"] == "over budget" and (path / "search" / "candidates" / str(one["number"])).exists()]
     assert told["rungs"] == [20, 60]
     (decision,) = told["decisions"]
@@ -90,12 +107,13 @@ def test_the_best_that_fits_becomes_the_run(found: tuple[Path, dict[str, Any]]) 
     assert result["search"]["rows"][0]["number"] == told["chosen"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_anew")
 def test_the_same_candidates_across_an_interruption(teacher: Path, found: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """Stopped in the middle of a candidate, a torn line in the journal, half a candidate that is no run: the same record, bit for bit."""
     path = tmp_path / "again"
     with pytest.raises(Interrupted) as stopped:
-        distil(asked(teacher, macs=60), path, progress=Stopper(4))
+        distil(asked(teacher, macs=70), path, progress=Stopper(4))
     assert f"distil --resume {path}" in str(stopped.value)
     with (path / "search" / "journal.log").open("ab") as stream:
         stream.write(b'{"op_code"')
@@ -113,10 +131,10 @@ def test_the_same_candidates_across_an_interruption(teacher: Path, found: tuple[
 
 def test_nothing_fits(teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(BudgetNotMet) as caught:
-        distil(asked(teacher, macs=20), tmp_path / "r", progress=QUIET)
+        distil(asked(teacher, {**SEARCH, "trials": 1}, macs=20), tmp_path / "r", progress=QUIET)
     assert caught.value.exit_code == 3
-    assert "is predicted at 24 of 20 multiply-accumulates" in str(caught.value)
-    assert "macs: 1.20 of the limit" in str(caught.value)
+    assert "is predicted at 36 of 20 multiply-accumulates" in str(caught.value)
+    assert "macs: 1.80 of the limit" in str(caught.value)
     assert not list((tmp_path / "r").rglob("student.json"))  # nothing was trained
 
 
@@ -129,6 +147,7 @@ def table(path: Path, ns: float) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_finalists_are_measured_and_set_aside(teacher: Path, tmp_path: Path) -> None:
     """The table promises 1 ns: every finalist, and then every other candidate, is measured and found to be over budget."""
     said: list[str] = []
@@ -139,8 +158,7 @@ def test_finalists_are_measured_and_set_aside(teacher: Path, tmp_path: Path) -> 
 
     path = tmp_path / "r"
     search = {**SEARCH, "trials": 2, "depth": [1], "weights": [6], "options": {}}
-    wanted = asked(teacher, network=2.0, latency_table=str(table(tmp_path / "table.json", 1.0)), isa="plain")
-    wanted = wanted.model_copy(update={"search": type(wanted.search).model_validate(search)})
+    wanted = asked(teacher, search, network=2.0, latency_table=str(table(tmp_path / "table.json", 1.0)), isa="plain")
     with pytest.raises(BudgetNotMet) as caught:
         distil(wanted, path, progress=Listener(quiet=True))
     told = record(path)
@@ -160,14 +178,15 @@ def test_finalists_are_measured_and_set_aside(teacher: Path, tmp_path: Path) -> 
     assert json.dumps(record(path)) == again  # measured once
 
 
+@pytest.mark.slow
 def test_one_student_under_a_budget(teacher: Path, tmp_path: Path) -> None:
-    one = config(teacher, length="8steps", model={"name": "mlp", "widths": [2]}, budget={"macs": MACS})
+    one = config(teacher, length="8steps", model={"name": "mlp", "widths": [3]}, budget={"macs": MACS})
     result = distil(one, tmp_path / "fits", progress=QUIET)
-    assert result["budget"]["costs"] == {"macs": 24.0}
+    assert result["budget"]["costs"] == {"macs": 36.0}
     assert read_document(tmp_path / "fits" / "budget.json", "hlt-train/budget", 1)["fits"]
     assert json.loads((tmp_path / "fits" / "export" / "cpp" / "certificate.json").read_text())["budget"]["met"]
-    large = config(teacher, length="8steps", model={"name": "mlp", "widths": [3]}, budget={"macs": MACS})
-    with pytest.raises(BudgetNotMet, match="over budget before it is trained: 36 of 28"):
+    large = config(teacher, length="8steps", model={"name": "mlp", "widths": [4]}, budget={"macs": MACS})
+    with pytest.raises(BudgetNotMet, match="over budget before it is trained: 48 of 40"):
         distil(large, tmp_path / "over", progress=QUIET)
     assert not (tmp_path / "over").exists()  # nothing was begun
 
