@@ -270,9 +270,9 @@ def _teachers(found: dict[str, Any]) -> list[list[str]]:
 
 def _budget(found: dict[str, Any]) -> list[list[str]]:
     """Rows: each cost beside its limit, and what a path is made of."""
-    from hlt_train.budget import spelt
+    from hlt_train.budget import beside, spelt
 
-    rows = [[f"budget of {name}", f"{spelt(name, cost)} of {spelt(name, found['limits'][name])}, measured"] for name, cost in found["costs"].items()]
+    rows = [[f"budget of {name}", f"{beside(name, cost, found['limits'][name])}, measured"] for name, cost in found["costs"].items()]
     if (path := found.get("path")) is not None:
         text = f"{spelt('path', path['median_ns'])} median, {spelt('path', path['p99_ns'])} p99 per {path['per']} of {', '.join(path['samples'])}"
         if "reached" in path:
@@ -285,16 +285,16 @@ def _budget(found: dict[str, Any]) -> list[list[str]]:
 
 def _searched(found: dict[str, Any]) -> str:
     """The candidates, and the chosen one beside the teacher and the reference cut."""
-    from hlt_train.budget import spelt
+    from hlt_train.budget import WORDS, spelt
     from hlt_train.report.table import plus_minus, table
 
     def costs(row: dict[str, Any], name: str) -> str:
         cost = row["costs"][name]
-        predicted = "" if cost["predicted"] is None else f"{spelt(name, cost['predicted'])} predicted"
-        return predicted if cost["measured"] is None else f"{spelt(name, cost['measured'])} measured ({predicted or 'no prediction'})"
+        predicted = "" if cost["predicted"] is None else spelt(name, cost["predicted"]).removesuffix(WORDS.get(name, "")).strip()
+        return predicted if cost["measured"] is None else f"{spelt(name, cost['measured']).removesuffix(WORDS.get(name, '')).strip()} ({predicted or '-'})"
 
     limits = list(found["limits"])
-    header = ["candidate", "student", "steps", "figure, validation", *limits, ""]
+    header = ["candidate", "student", "steps", f"{found['figure']}, validation", *(f"{WORDS.get(name, name)}, measured (predicted)" for name in limits), ""]
     rows = []
     for row in found["rows"]:
         words = [word for word, on in (("chosen", row["chosen"]), ("over budget", row["fits"] is False), ("front", row["front"])) if on]
@@ -305,7 +305,7 @@ def _searched(found: dict[str, Any]) -> str:
         final.append(["chosen / teacher", _pair(found["ratio_to_teacher"])])
     if "reference" in found:
         final.append([f"reference cut {found['reference']['cut']}", f"{found['reference']['value']:.4f}"])
-    lines = [table(rows, header), "", table(final, [f"at {found['request']}", f"{found['split']} split"]), ""]
+    lines = [table(rows, header), "", table(final, [f"{found['figure']} at {found['request']}", f"{found['split']} split"]), ""]
     lines.append(table(_budget(found), ["budget", ""]))
     return "\n".join([*lines, "", f"plots: {', '.join(found['plots'])}"])
 

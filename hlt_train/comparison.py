@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from hlt_train.data.card import Card
 from hlt_train.errors import UsageError
 from hlt_train.progress import Progress
 from hlt_train.scorers import Scorer, scorer
@@ -24,7 +25,7 @@ from hlt_train.trigger.bootstrap import Population, Replicas, nominal, rank, rep
 from hlt_train.trigger.views import population, view
 from hlt_train.trigger.working_points import Request
 
-__all__ = ["Comparison", "best_on_validation", "compare_runs", "figures_at", "paired", "same_inputs"]
+__all__ = ["Comparison", "best_on_validation", "compare_runs", "figure_name", "figures_at", "paired", "request_of", "same_inputs"]
 
 Comparison = dict[str, Any]
 REPLICAS = 200
@@ -46,7 +47,7 @@ def compare_runs(alone: Sequence[Path], distilled: Sequence[Path], study: Study,
         "teacher": None,
         "ratio": None,
         "request": request.text,
-        "figure": _name(request),
+        "figure": figure_name(request),
         "split": "test",
         "seeds": n,
         "arms": rows,
@@ -96,7 +97,7 @@ def _arm(values: np.ndarray, replicas: np.ndarray) -> dict[str, Any]:
 def figures_at(networks: Sequence[Scorer], study: Study, split: str, progress: Progress, *, replicas: int) -> tuple[np.ndarray, np.ndarray, Request]:
     """Values `[networks]` at the card's working point, their replicas `[networks, replicas]`, and the working point."""
     card = study.dataset.card
-    setting, request = setting_of(card), next(iter(requests_of(card).values()), DEFAULT)
+    setting, request = setting_of(card), request_of(card)
     scored = score_split(networks, study.dataset, split, progress=progress)
     rankings, whole = [], None
     for scores in scored.scores:
@@ -128,7 +129,13 @@ def _figure(found: Replicas, request: Request) -> np.ndarray:
     return rejection
 
 
-def _name(request: Request) -> str:
+def request_of(card: Card) -> Request:
+    """The working point at which networks of a card are compared: its first."""
+    return next(iter(requests_of(card).values()), DEFAULT)
+
+
+def figure_name(request: Request) -> str:
+    """What is compared there, in words."""
     return "background rejection" if request.kind == "eff" else "signal efficiency"
 
 

@@ -12,14 +12,14 @@ from hlt_train import files
 from hlt_train.baselines import Sight, baselines
 from hlt_train.budget import LIMITS, WORDS, Budget
 from hlt_train.certify import CERTIFICATE
-from hlt_train.comparison import figures_at
+from hlt_train.comparison import figure_name, figures_at, request_of
 from hlt_train.errors import RunFailed
 from hlt_train.export import export
 from hlt_train.progress import Progress
 from hlt_train.report.front import Point, front, front_svg
 from hlt_train.run import Run
 from hlt_train.scorers import scorer
-from hlt_train.scoring import requests_of, score_split, setting_of
+from hlt_train.scoring import score_split, setting_of
 from hlt_train.search_record import Record
 from hlt_train.study import Study
 from hlt_train.trigger.views import view
@@ -47,7 +47,9 @@ def outcome(base: Study, study: Study, budget: Budget, record: Record, run: Run,
     assert entry is not None
     certificates = certify(run.path, budget, measured, entry["predicted"], progress)
     lines = reference_lines(base, progress, "validation")
-    plots = [str(_plot(record, budget, name, lines, run.path)) for name in budget.limits]
+    request = request_of(base.dataset.card)
+    words = f"{figure_name(request)} at {request.text}, validation"
+    plots = [str(_plot(record, budget, name, lines, words, run.path)) for name in budget.limits]
     final = _final(base, study, run.path, progress)
     student = {k: v for k, v in files.read_document(run.path / "student.json", "hlt-train/student", 1).items() if k not in ("format", "version")}
     told = {"chosen": chosen, "what": entry["what"], "costs": measured["costs"], "limits": budget.limits, "ratio": measured["ratio"], "plots": plots, **final}
@@ -79,7 +81,13 @@ def certify(run: Path, budget: Budget, measured: Mapping[str, Any], predicted: M
 def _final(base: Study, study: Study, run: Path, progress: Progress) -> dict[str, Any]:
     """The student at the working point on the test split, beside the teacher and the reference cut; their ratio is paired, event by event."""
     values, replicas, request = figures_at([scorer(run)], study, "test", progress, replicas=REPLICAS)
-    found: dict[str, Any] = {"request": request.text, "split": "test", "value": float(values[0]), "error": float(np.std(replicas[0], ddof=1))}
+    found: dict[str, Any] = {
+        "figure": figure_name(request),
+        "request": request.text,
+        "split": "test",
+        "value": float(values[0]),
+        "error": float(np.std(replicas[0], ddof=1)),
+    }
     teacher, against, _ = figures_at([base.teacher], base, "test", progress, replicas=REPLICAS)
     found["teacher"] = {"value": float(teacher[0]), "error": float(np.std(against[0], ddof=1))}
     if teacher[0] > 0 and (against[0] > 0).all():
@@ -99,8 +107,8 @@ def reference_lines(base: Study, progress: Progress, split: str) -> dict[str, fl
 def _reference(base: Study, progress: Progress, split: str) -> dict[str, Any] | None:
     """The reference cut at the same rate or mistag, thresholds from validation; None where the card has none, or the working point is an efficiency."""
     card = base.dataset.card
-    request = next(iter(requests_of(card).values()), None)
-    if card.trigger is None or card.trigger.reference is None or request is None or request.kind == "eff":
+    request = request_of(card)
+    if card.trigger is None or card.trigger.reference is None or request.kind == "eff":
         return None
     setting, sights = setting_of(card), []
     for part in ("validation", split):
@@ -115,7 +123,7 @@ def _reference(base: Study, progress: Progress, split: str) -> dict[str, Any] | 
     return None
 
 
-def _plot(record: Record, budget: Budget, name: str, lines: Mapping[str, float], run: Path) -> Path:
+def _plot(record: Record, budget: Budget, name: str, lines: Mapping[str, float], figure: str, run: Path) -> Path:
     """Efficiency against one cost, as SVG."""
     rungs = len(record.content["rungs"])
     points: list[Point] = []
@@ -131,7 +139,7 @@ def _plot(record: Record, budget: Budget, name: str, lines: Mapping[str, float],
     axis = words[name] + ("" if name in LIMITS[2:] else " [us]" if unit == 1e-3 else " [ns]")
     scaled = [point._replace(cost=point.cost * unit) for point in points]
     path = run / "search" / f"front_{name}.svg"
-    files.write_text(path, front_svg(scaled, lines, budget.limits[name] * unit, record.content["chosen"], axis, "figure at the working point, validation"))
+    files.write_text(path, front_svg(scaled, lines, budget.limits[name] * unit, record.content["chosen"], axis, figure))
     return path
 
 

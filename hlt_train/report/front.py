@@ -9,8 +9,8 @@ from xml.sax.saxutils import escape
 
 __all__ = ["Point", "front", "front_svg"]
 
-WIDTH, HEIGHT = 760.0, 480.0
-LEFT, RIGHT, TOP, BOTTOM = 70.0, 130.0, 24.0, 56.0
+WIDTH, HEIGHT = 790.0, 480.0
+LEFT, RIGHT, TOP, BOTTOM = 70.0, 160.0, 24.0, 56.0
 INK, GREY, GOOD, LIMIT = "#1a1a1a", "#8a8a8a", "#0b6e99", "#b3261e"
 
 
@@ -87,9 +87,10 @@ def front_svg(points: Sequence[Point], lines: Mapping[str, float], limit: float,
             out.append(f'<circle cx="{x(p.cost):.1f}" cy="{y(p.value):.1f}" r="8" fill="none" stroke="{LIMIT}" stroke-width="1.5"/>')
         if p.whole:
             out.append(_text(x(p.cost) + 10, y(p.value) - 7, str(p.number), "start", GOOD))
-    key = HEIGHT - BOTTOM - 12
-    out += [f'<circle cx="{LEFT + 14}" cy="{key - 4}" r="4" fill="{GOOD}" stroke="{GOOD}"/>', _text(LEFT + 24, key, "trained to the end", "start")]
-    out += [f'<circle cx="{LEFT + 160}" cy="{key - 4}" r="4" fill="white" stroke="{GREY}"/>', _text(LEFT + 170, key, "stopped earlier", "start", GREY)]
+    for row, (word, fill, colour) in enumerate((("trained to the end", GOOD, GOOD), ("stopped earlier", "white", GREY))):  # the key, below what is plotted
+        key = HEIGHT - BOTTOM + 24 + 18 * row
+        out.append(f'<circle cx="{WIDTH - RIGHT + 26}" cy="{key - 4}" r="4" fill="{fill}" stroke="{colour}"/>')
+        out.append(_text(WIDTH - RIGHT + 36, key, word, "start", colour))
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
