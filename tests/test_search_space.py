@@ -65,7 +65,7 @@ def test_only_open_choices_are_asked_for() -> None:
     proposal = propose(space_of(search, GROUPS, TIME, PRECISION), first)
     assert asked == ["mlp_width_0", "mlp_width_1", "temperature"]
     assert (proposal.model, proposal.lengths, proposal.options) == ({"name": "mlp", "widths": [4, 4]}, {"jets": 4}, {"temperature": 1.0})
-    assert str(proposal) == "mlp 4-4 of 4 jets"
+    assert str(proposal) == "mlp 4-4 of 4 jets, temperature 1.0"
 
 
 def test_refusals() -> None:
