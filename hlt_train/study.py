@@ -170,7 +170,7 @@ def check_config(config: DistilConfig, mesh: Mesh) -> None:
         _check_dynamic(config)
     if precision is not None and needs_calibration(precision) and config.warmup == 0:
         raise UsageError(
-            "formats whose scale is to be chosen (auto, dynamic<W>) need a float warm-up",
+            "formats with dynamic<W> or auto need a float warm-up",
             where="warmup",
             then="--set warmup=0.5, or formats such as fixed<8,2> and ufixed<8,3>",
         )

@@ -32,6 +32,7 @@ __all__ = ["Format", "NumberFormat", "brief", "parse_format", "quantise"]
 
 NumberFormat = FixedFormat | MiniFormat  # of activations; weights have few values too
 Format = NumberFormat | WeightFormat
+EXAMPLES = ("fixed<8,2>", "ufixed<8,3>", "dynamic<8>", "udynamic<8>", "minifloat<4,3>", "pow2<4,1>", "ternary<1>", "binary<1>")
 KINDS = ("fixed", "ufixed", "dynamic", "udynamic", "minifloat", "pow2", "ternary", "binary")
 GRANULARITIES: dict[str, Per] = {f"per_{per}": per for per in get_args(Per)}
 _TEXT = re.compile(r"\s*(?P<kind>\w+)\s*<(?P<numbers>[^<>]*)>\s*(?P<modes>(?:,\s*\w+\s*)*)")
@@ -41,7 +42,7 @@ def parse_format(text: str, *, round: Round | None = None, over: Overflow | None
     """Read a format. `round` and `over` stand for modes that the text leaves out; without them a missing mode is refused: none is assumed."""
     found = _TEXT.fullmatch(text)
     if found is None or found["kind"] not in KINDS:
-        raise UsageError(f"'{text}' is not a number format", near=nearest(text, ("fixed<8,2>", "ufixed<8,3>")), then="write fixed<W,I>,half_even,sat")
+        raise UsageError(f"'{text}' is not a number format", near=nearest(text, EXAMPLES), then="write fixed<W,I>,half_even,sat")
     kind, given = found["kind"], _numbers(text, found["numbers"])
     modes = _modes(text, found["modes"])
     if kind == "minifloat":
