@@ -8,22 +8,28 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from hlt_train import checkpoints
+from hlt_train import checkpoints, devices
 from hlt_train.combination import Mean, mean_of
 from hlt_train.data import normalise
 from hlt_train.distil import distil, dry_run, resume
+from hlt_train.distillation_loss import LOGITS
 from hlt_train.errors import Interrupted, UsageError
 from hlt_train.files import read_document, sha256
 from hlt_train.fit import fit
+from hlt_train.hints import HINT
 from hlt_train.learning import raw_inputs
 from hlt_train.progress import Progress
-from hlt_train.restore import load_run, outline, parameters, predict_rows
+from hlt_train.restore import build_model, load_run, outline, parameters, predict_rows
 from hlt_train.run import read_config
+from hlt_train.student_learning import student_learning
+from hlt_train.study import open_study
 from hlt_train.teacher_in_loop import frozen, joint_logits, normalised
 from hlt_train.teachers import open_teacher
+from hlt_train.types import Batch
 from tests import runs, students
 from tests.distillation import SUBSET, Stopper, change, config, write_card
 
@@ -162,6 +168,26 @@ def test_the_teacher_in_the_loop_is_the_teacher(card: Path, teacher: Path) -> No
     for how in means:
         want = mean_of(both, np.outer([1.0, 3.0], np.ones(len(rows))), how)
         np.testing.assert_allclose(joint_logits([there, second], [1.0, 3.0], how, ours.x), want, rtol=1e-4, atol=1e-4)
+
+
+def test_the_teacher_sees_the_augmented_batch(teacher: Path) -> None:
+    """Its answers and its hidden layer are those of the rows that the student gets, not the cached ones; the labels and weights stay."""
+    study = open_study(config(teacher, **EVERYTHING), devices.mesh(1), None, QUIET)
+    with study.dataset:
+        learning = student_learning(study, build_model(study.spec, study.inputs, 1), steps=10, hinted=True)
+        rows = next(study.dataset.iterate("train"))
+        assert learning is not None
+        assert learning.prepare is not None
+        extra = {name: jnp.asarray(column[: len(rows)]) for name, column in study.extra["train"].items()}
+        batch = Batch(normalise.apply(raw_inputs(study.inputs), rows.x), jnp.asarray(rows.label), jnp.asarray(rows.weight, jnp.float32), extra)
+        ready = jax.jit(learning.prepare)(batch, jax.random.key(0))
+    loaded = load_run(teacher)  # with the same card, so the same normalisation
+    network: Any = loaded.model
+    assert not np.array_equal(ready.x.groups["hlf"], normalise.apply(study.inputs, rows.x).groups["hlf"])
+    np.testing.assert_allclose(ready.extra[LOGITS], network(ready.x), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(ready.extra[HINT], network.trace(ready.x)["dense_0"], rtol=1e-5, atol=1e-5)
+    assert np.abs(ready.extra[LOGITS] - extra[LOGITS]).max() > 1e-2
+    np.testing.assert_array_equal(ready.label, rows.label)
 
 
 @pytest.fixture(scope="module")
