@@ -17,8 +17,8 @@ import jax
 from hlt_train import plugins
 from hlt_train.augmentations import Transform
 from hlt_train.errors import UsageError
+from hlt_train.late_normalisation import normalised
 from hlt_train.learning import Learning, Loss
-from hlt_train.teacher_in_loop import normalised
 from hlt_train.types import Batch, Features, Inputs
 
 __all__ = ["augmented", "augmenting", "check_augment"]

@@ -7,11 +7,9 @@ optimiser and the strategy.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import optax
 
 from hlt_train import low_precision
@@ -19,10 +17,10 @@ from hlt_train.beside import Beside, Companion, accompanied, optimiser
 from hlt_train.low_precision import SCALES, LowPrecision
 from hlt_train.strategies import Strategy
 from hlt_train.task import weighted_mean
-from hlt_train.types import Batch, Group, Inputs
+from hlt_train.types import Batch
 from hlt_train.validation import Losses
 
-__all__ = ["Learning", "Whole", "completed", "of_losses", "raw_inputs"]
+__all__ = ["Learning", "Whole", "completed", "of_losses"]
 
 PREPARATION = 0xA06  # folded into a step's key
 Loss = Callable[[Beside, Batch, Any], jax.Array]
@@ -49,16 +47,6 @@ class Learning(NamedTuple):
 def of_losses(losses: Losses, mean_weight: float) -> Loss:
     """The weighted mean of losses per row, of a network alone."""
     return lambda params, batch, key: weighted_mean(losses(params.network, batch, key)[0], batch, mean_weight)
-
-
-def raw_inputs(inputs: Inputs) -> Inputs:
-    """The same groups as they are in the file: not moved, scaled or clipped, and a NaN stays one."""
-
-    def raw(group: Group) -> Group:
-        zero = np.zeros_like(group.centre)
-        return replace(group, centre=zero, scale=zero + 1, lo=zero - np.inf, hi=zero + np.inf, nan=zero + np.nan)
-
-    return Inputs(tuple(map(raw, inputs.groups)), inputs.classes)
 
 
 class Whole(NamedTuple):

@@ -23,7 +23,8 @@ from hlt_train.data.stream import Stream
 from hlt_train.errors import HltTrainError, UsageError
 from hlt_train.files import read_document, write_text
 from hlt_train.fleet import Fleet
-from hlt_train.learning import Learning, completed, of_losses, raw_inputs
+from hlt_train.late_normalisation import raw_inputs
+from hlt_train.learning import Learning, completed, of_losses
 from hlt_train.low_precision import LowPrecision
 from hlt_train.precision.config import Precision
 from hlt_train.progress import Progress

@@ -17,13 +17,14 @@ from hlt_train.beside import Beside, Companion
 from hlt_train.distillation_loss import LOGITS, MATCHED, head_of
 from hlt_train.errors import UsageError
 from hlt_train.hints import HINT, Hint, Hints, hidden_layers, layer_of
+from hlt_train.late_normalisation import normalised
 from hlt_train.learning import Learning
 from hlt_train.rate_objective import RateObjective, discriminant_in
 from hlt_train.restore import MODEL_ACTOR
 from hlt_train.scorers import discriminant_of
 from hlt_train.study import Study, losses_of
 from hlt_train.task import weighted_mean
-from hlt_train.teacher_in_loop import Frozen, frozen, joint_logits, normalised
+from hlt_train.teacher_in_loop import Frozen, frozen, joint_logits
 from hlt_train.transports.lockstep import INIT, actor_key
 from hlt_train.types import Batch
 

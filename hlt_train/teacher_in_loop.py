@@ -18,25 +18,13 @@ from hlt_train.combination import Mean
 from hlt_train.data.card import Card
 from hlt_train.data.dataset import Dataset
 from hlt_train.errors import UsageError
+from hlt_train.late_normalisation import normalised
 from hlt_train.teachers import Teacher
 from hlt_train.types import Features, Inputs
 
-__all__ = ["Frozen", "frozen", "joint_logits", "normalised"]
+__all__ = ["Frozen", "frozen", "joint_logits"]
 
 STEP = 4096  # rows of a call
-
-
-def normalised(inputs: Inputs, x: Features) -> Features:
-    """As `data.normalise.apply`, on the device: float32 subtract, multiply, clip; NaN becomes the group's `nan`; constituents at index >= count become 0."""
-    groups = {}
-    for g in inputs.groups:
-        raw = jnp.asarray(x.groups[g.name])
-        z = jnp.clip((raw - g.centre) * g.scale, g.lo, g.hi)
-        z = jnp.where(jnp.isnan(raw), g.nan, z)
-        if g.length is not None:
-            z = jnp.where((jnp.arange(g.length) < x.counts[g.name][:, None])[..., None], z, 0)
-        groups[g.name] = z
-    return Features(groups, x.counts)
 
 
 @dataclass(frozen=True)

@@ -21,13 +21,13 @@ from hlt_train.errors import Interrupted, UsageError
 from hlt_train.files import read_document, sha256
 from hlt_train.fit import fit
 from hlt_train.hints import HINT
-from hlt_train.learning import raw_inputs
+from hlt_train.late_normalisation import normalised, raw_inputs
 from hlt_train.progress import Progress
 from hlt_train.restore import build_model, load_run, outline, parameters, predict_rows
 from hlt_train.run import read_config
 from hlt_train.student_learning import student_learning
 from hlt_train.study import open_study
-from hlt_train.teacher_in_loop import frozen, joint_logits, normalised
+from hlt_train.teacher_in_loop import frozen, joint_logits
 from hlt_train.teachers import open_teacher
 from hlt_train.types import Batch
 from tests import runs, students
