@@ -2,6 +2,7 @@
 
     DIR/generalist        the generalist's network at BEST, copied: an ensemble needs nothing outside of its directory
     DIR/sets.json         the sets, with their shares, corrections and how often they are confused (format `hlt-train/specialist-sets`)
+    DIR/teacher_logits.*  the generalist's logits, where specialists learn from them (`--lambda`)
     DIR/specialists/<k>   one run per set, from 1; `specialist.json` is written last and marks a finished one
     DIR/ensemble.json     what the ensemble consists of: from here on DIR is a teacher, and can be evaluated and predicted with
     DIR/figures.json      generalist, specialists and ensemble compared on the test split
