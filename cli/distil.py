@@ -300,7 +300,9 @@ def _searched(found: dict[str, Any]) -> str:
         words = [word for word, on in (("chosen", row["chosen"]), ("over budget", row["fits"] is False), ("front", row["front"])) if on]
         figure = plus_minus(row["value"], row["error"])
         rows.append([row["number"], row["what"], f"{row['steps']:,}", figure, *(costs(row, name) for name in limits), ", ".join(words)])
-    final = [[f"chosen: {found['what']}", plus_minus(found["value"], found["error"])], ["teacher", _pair(found["teacher"])]]
+    final = [[f"chosen: {found['what']}", plus_minus(found["value"], found["error"])]]
+    if "teacher" in found:
+        final.append(["teacher", _pair(found["teacher"])])
     if "ratio_to_teacher" in found:
         final.append(["chosen / teacher", _pair(found["ratio_to_teacher"])])
     if "reference" in found:

@@ -25,7 +25,7 @@ from hlt_train.trigger.bootstrap import Population, Replicas, nominal, rank, rep
 from hlt_train.trigger.views import population, view
 from hlt_train.trigger.working_points import Request
 
-__all__ = ["Comparison", "best_on_validation", "compare_runs", "figure_name", "figures_at", "paired", "request_of", "same_inputs"]
+__all__ = ["Comparison", "best_on_validation", "compare_runs", "figure_name", "figures_at", "paired", "request_of", "teacher_on"]
 
 Comparison = dict[str, Any]
 REPLICAS = 200
@@ -35,9 +35,8 @@ DEFAULT = Request("eff", 0.5, "eff 50%")
 def compare_runs(alone: Sequence[Path], distilled: Sequence[Path], study: Study, progress: Progress) -> Comparison:
     """The comparison on the test split; with the teacher, or all teachers as one, where it reads the same inputs."""
     students = [scorer(path) for path in (*alone, *distilled)]
-    teacher = study.teacher
-    readable = all(same_inputs(each.network, students[0]) for each in study.teachers)
-    networks = [*students, *([teacher] if readable else [])]
+    teacher = teacher_on(study)
+    networks = [*students, *([] if teacher is None else [teacher])]
     values, replicas, request = figures_at(networks, study, "test", progress, replicas=REPLICAS)
     n = len(alone)
     arms = {"alone": slice(0, n), "distilled": slice(n, 2 * n)}
@@ -139,7 +138,8 @@ def figure_name(request: Request) -> str:
     return "background rejection" if request.kind == "eff" else "signal efficiency"
 
 
-def same_inputs(teacher: Scorer, student: Scorer) -> bool:
-    """Whether the rows of the student's card can be given to the teacher."""
-    there = {g.name: (g.variables, g.length) for g in student.inputs.groups}
-    return all(there.get(g.name) == (g.variables, g.length) for g in teacher.inputs.groups)
+def teacher_on(study: Study) -> Scorer | None:
+    """The teacher, or all teachers as one, where each can be given the rows of the study's card."""
+    there = {g.name: (g.variables, g.length) for g in study.inputs.groups}
+    groups = [group for teacher in study.teachers for group in teacher.network.inputs.groups]
+    return study.teacher if all(there.get(g.name) == (g.variables, g.length) for g in groups) else None

@@ -55,6 +55,9 @@ def refuse(study: Study) -> None:
     assert budget is not None
     if discriminant_of(study.dataset.card) is None:
         raise UsageError("a search compares at a working point, but the card tells no signal from background", where="trigger.discriminant")
+    for split in ("validation", "test"):
+        if study.dataset.size(split) == 0:
+            raise UsageError(f"a search compares on the validation split and reports on the test split; the {split} split is empty", where="splits")
     _space(study)
     refuse_missing(budget)
     check_table(budget)

@@ -12,7 +12,7 @@ from hlt_train import files
 from hlt_train.baselines import Sight, baselines
 from hlt_train.budget import LIMITS, WORDS, Budget
 from hlt_train.certify import CERTIFICATE
-from hlt_train.comparison import figure_name, figures_at, request_of
+from hlt_train.comparison import figure_name, figures_at, request_of, teacher_on
 from hlt_train.errors import RunFailed
 from hlt_train.export import export
 from hlt_train.progress import Progress
@@ -88,18 +88,20 @@ def _final(base: Study, study: Study, run: Path, progress: Progress) -> dict[str
         "value": float(values[0]),
         "error": float(np.std(replicas[0], ddof=1)),
     }
-    teacher, against, _ = figures_at([base.teacher], base, "test", progress, replicas=REPLICAS)
-    found["teacher"] = {"value": float(teacher[0]), "error": float(np.std(against[0], ddof=1))}
-    if teacher[0] > 0 and (against[0] > 0).all():
-        found["ratio_to_teacher"] = {"value": float(values[0] / teacher[0]), "error": float(np.std(replicas[0] / against[0], ddof=1))}
+    if (judge := teacher_on(base)) is not None:
+        teacher, against, _ = figures_at([judge], base, "test", progress, replicas=REPLICAS)
+        found["teacher"] = {"value": float(teacher[0]), "error": float(np.std(against[0], ddof=1))}
+        if teacher[0] > 0 and (against[0] > 0).all():
+            found["ratio_to_teacher"] = {"value": float(values[0] / teacher[0]), "error": float(np.std(replicas[0] / against[0], ddof=1))}
     reference = _reference(base, progress, "test")
     return found | ({} if reference is None else {"reference": reference})
 
 
 def reference_lines(base: Study, progress: Progress, split: str) -> dict[str, float]:
     """Name -> figure on a split, of the teacher and of the card's reference cut."""
-    values, _, _ = figures_at([base.teacher], base, split, progress, replicas=0)
-    found = {"teacher": float(values[0])}
+    found: dict[str, float] = {}
+    if (judge := teacher_on(base)) is not None:
+        found["teacher"] = float(figures_at([judge], base, split, progress, replicas=0)[0][0])
     reference = _reference(base, progress, split)
     return found if reference is None else {**found, "reference cut": reference["value"]}
 

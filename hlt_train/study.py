@@ -202,6 +202,7 @@ def _check_dynamic(config: DistilConfig) -> None:
         f"strategy '{config.strategy['name']}'": config.strategy["name"] != "sync",
         "low_precision": config.low_precision is not None,
         f"messages in {wire}": wire != "float32",
+        "an objective": config.objective is not None,  # it runs the network once more, and what is counted would count twice
     }
     for what, so in said.items():
         if so:
