@@ -272,7 +272,8 @@ def _budget(found: dict[str, Any]) -> list[list[str]]:
     """Rows: each cost beside its limit, and what a path is made of."""
     from hlt_train.budget import beside, spelt
 
-    rows = [[f"budget of {name}", f"{beside(name, cost, found['limits'][name])}, measured"] for name, cost in found["costs"].items()]
+    known = {"network": "measured", "path": "measured", "luts": "as alkaid estimates", "cycles": "as alkaid estimates"}
+    rows = [[f"budget of {name}", f"{beside(name, cost, found['limits'][name])}, {known.get(name, 'counted')}"] for name, cost in found["costs"].items()]
     if (path := found.get("path")) is not None:
         text = f"{spelt('path', path['median_ns'])} median, {spelt('path', path['p99_ns'])} p99 per {path['per']} of {', '.join(path['samples'])}"
         if "reached" in path:

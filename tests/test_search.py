@@ -132,6 +132,7 @@ def test_the_same_candidates_across_an_interruption(teacher: Path, found: tuple[
         resume(path, length="90steps", progress=QUIET)
 
 
+@pytest.mark.slow
 def test_nothing_fits(teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(BudgetNotMet) as caught:
         distil(asked(teacher, {**SEARCH, "trials": 1}, macs=20), tmp_path / "r", progress=QUIET)
