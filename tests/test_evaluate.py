@@ -313,7 +313,7 @@ def test_refusals(tmp_path: Path) -> None:
 def test_a_student_is_measured_against_its_recorded_teacher() -> None:
     made = problem()
     teacher, other = scorer(made.float_run), scorer(made.fixed_run)
-    student = replace(other, name="student", teacher=made.float_run)
+    student = replace(other, name="student", teachers=(Path("elsewhere"), made.float_run))
     assert [_reference([other, teacher, student], k) for k in range(3)] == [None, 0, 1]
     assert _reference([student, teacher], 0) == 1
     assert _reference([other, student], 1) == 0  # the teacher is not among them
