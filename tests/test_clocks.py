@@ -13,8 +13,9 @@ from hlt_train.data.card import Card
 from hlt_train.data.program import compile_program
 from hlt_train.describe_inputs import FORMAT, VERSION, features_document
 from hlt_train.errors import RunFailed, UsageError
-from hlt_train.feature_vectors import feature_vectors, kinds_of
-from hlt_train.graph import Graph
+from hlt_train.feature_vectors import FeatureVectors, feature_vectors, kinds_of
+from hlt_train.graph import Graph, evaluate
+from hlt_train.graph import score as score_of
 from hlt_train.precision.config import Precision
 from hlt_train.restore import ModelSpec
 from hlt_train.specimen import specimen
@@ -72,6 +73,15 @@ def test_the_network(header: Path, graph: Graph) -> None:
         network_time(header, graph, x, "abacus")
 
 
+def golden_score(graph: Graph, vectors: FeatureVectors) -> np.ndarray:
+    """The integer score of what the feed makes of the branches."""
+    (packed, counts), (event, _) = vectors.x  # type: ignore[misc]
+    assert counts is not None
+    padded = np.zeros((len(counts), 3, 2), np.float32)
+    padded[np.arange(3) < counts[:, None]] = packed
+    return score_of(graph, evaluate(graph, Features({"jets": padded, "event": event}, {"jets": counts})))
+
+
 def test_the_path(header: Path, graph: Graph) -> None:
     """From branch values of real shape to the decision; features.hpp is that of the card."""
     rng = np.random.default_rng(2)
@@ -82,9 +92,16 @@ def test_the_path(header: Path, graph: Graph) -> None:
     columns["met"] = rng.uniform(0, 9, N).astype(np.float32)
     program = compile_program(CARD, [(g.name, g.length, g.variables) for g in INPUTS.groups], kinds_of(columns))
     files.write_document(header / "features.json", FORMAT, VERSION, features_document(graph, INPUTS, CARD, program))
+    vectors = feature_vectors(CARD, program, columns, special=0)
+    score = golden_score(graph, vectors)
+    threshold = int(np.median(score))
+    files.write_document(header / "working_points.json", "hlt-train/working-points", 1, {"points": [{"name": "half", "integer_threshold": threshold}]})
     plugins.factory("exporters", "cpp")().complete(header)
-    found = path_time(header, feature_vectors(CARD, program, columns, special=0), check_path(header, None), ["all"])
+    found = path_time(header, vectors, check_path(header, None), ["all"])
     assert found["events"] == N
+    expected = int((score >= threshold).sum())
+    assert N / 4 < expected < N
+    assert abs(found["passed"] / clocks.ROUNDS - expected) <= 2  # what is timed decides as the golden model does, but for a last bit of libm
     assert 0 < found["median_ns"] <= found["p99_ns"]
     assert found["timed"] == ["all"]
 
