@@ -340,7 +340,8 @@ def main() -> None:
             for side, trained in zip(("ours", "HGQ2"), pairs[-1], strict=True):
                 costs = [point.cost for point in trained.front]
                 times = f"{trained.seconds:.1f} s, {trained.without:.1f} s, {trained.processor:.1f} s"
-                print(f"seed {seed} {side}: {len(costs)} points from {min(costs):,} to {max(costs):,}, {times}", file=sys.stderr, flush=True)
+                note = f"seed {seed} {side}: {len(costs)} points from {min(costs):,} to {max(costs):,}, {times}"
+                print(note, file=sys.stderr, flush=True)
     print(table([compared(pairs, budget) for budget in BUDGETS], ["bit operations", "ours %", "HGQ2 %", "difference", "HGQ2's own count"]))
     rows = []
     for label, what in (("wall time, s", "seconds"), ("wall time without compilation, s", "without"), ("processor time, s", "processor")):

@@ -8,9 +8,8 @@ from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
 from hlt_train.configuration import Configuration
 
-__all__ = ["Cost", "Widths"]
+__all__ = ["Widths"]
 
-Cost = Literal["bit_operations", "luts", "cpu"]
 Granularity = Literal["tensor", "channel", "element"]
 
 
@@ -21,17 +20,15 @@ class Widths(Configuration):
         share: of the student's steps.
         weights: which weights of a layer share their bits: all (tensor), those of an output (channel), none (element).
         activations: likewise; a feature, or an input variable, is both a channel and an element.
-        cost: what bits are weighed by.
         beta: of the relative cost in the loss, at the first and at the last step; it grows by the same factor in every step, and so one run sweeps the front.
         keep: points of the front that are kept at most.
-        budget: the most that the chosen point may cost; None: the point with the least loss is chosen.
+        budget: the most bit operations that the chosen point may have; None: the point with the least loss is chosen.
         learning_rate: factor of the student's rate, which is constant in this stage.
     """
 
     share: float = Field(0.3, gt=0, lt=1)
     weights: Granularity = "element"
     activations: Granularity = "element"
-    cost: Cost = "bit_operations"
     beta: tuple[PositiveFloat, PositiveFloat] = (0.01, 10.0)
     keep: PositiveInt = 8
     budget: PositiveFloat | None = None

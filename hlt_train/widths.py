@@ -45,6 +45,7 @@ from hlt_train.types import Rows
 __all__ = ["FOLDER", "costed", "learn_widths"]
 
 FOLDER, POINTS = "widths", "points"
+UNIT = "bit_operations"  # of `hlt_train.cost`
 MOST = 1 << 18  # validation rows by which points are judged
 
 
@@ -124,7 +125,7 @@ def _sweep(study: Study, run: Run, network: Any, spec: ModelSpec, steps: int, pr
         trainer.train()
         points = front.pareto(front.points_in(folder / POINTS))
         best = front.chosen(points, section.budget)
-        for path in front.publish(folder / POINTS, run.path, front.thinned(points, section.keep, best), best, section.cost):
+        for path in front.publish(folder / POINTS, run.path, front.thinned(points, section.keep, best), best, UNIT):
             _working_points(path, study.dataset, held, progress)
 
 

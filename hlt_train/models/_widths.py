@@ -272,9 +272,8 @@ class Learned(eqx.Module):
         parts = [w.positions * jnp.sum(w.weights @ w.source) for w in self.widths().values()]
         return jnp.sum(jnp.stack(parts))
 
-    def formats(self) -> dict[str, dict[str, FixedFormat]]:
+    def _formats(self, now: _Everything) -> dict[str, dict[str, FixedFormat]]:
         """Part -> role -> the format that it has now."""
-        now = _all_now(self)
         found = {layer.name: layer.formats_of(now.layers[layer.name]) for layer in _parts(self.network, LearnedDense)}
         for part in _parts(self.network, LearnedPooling):
             found[part.name] = {"activations": part.bits.format(now.others[part.name], now.arrived[part.name].features)}
@@ -289,7 +288,8 @@ class Learned(eqx.Module):
         Raises:
             UsageError: sums that cannot be held.
         """
-        formats, now = self.formats(), _all_now(self)
+        now = _all_now(self)
+        formats = self._formats(now)
         for name, roles in formats.items():
             for role, to in roles.items():
                 asked = asked.with_format(name, role, to)

@@ -35,7 +35,9 @@ def bits_of(array: Ints) -> Bits:
 
 
 def _tuples(nested: Any) -> Bits:
-    return tuple(_tuples(row) for row in nested) if isinstance(nested, list) else int(nested)
+    if not isinstance(nested, list):
+        return int(nested)
+    return tuple(map(_tuples, nested)) if nested and isinstance(nested[0], list) else tuple(nested)
 
 
 @dataclass(frozen=True)
