@@ -8,7 +8,6 @@ are learned there too, in a stage of its own (`RUN/widths`) that leaves a front 
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,6 +31,7 @@ from hlt_train.pruning import pruning, without_bits
 from hlt_train.restore import ModelSpec, build_model, load_run, outline, parameters, settled, with_weights, write_model
 from hlt_train.run import Run, read_config
 from hlt_train.signals import StopRequest
+from hlt_train.stage import stage
 from hlt_train.student import ROWS, golden_figures, refuse_saturated, saturation, training_only
 from hlt_train.student_learning import hint_columns, student_learning
 from hlt_train.study import DistilConfig, Study, check_config, float_form, losses_of, open_study, precision_of, without
@@ -246,12 +246,7 @@ def _warmed(study: Study, run: Run, network: Any, steps: int, progress: Progress
         return load_run(folder).model
     config = study.config.model_copy(update={"length": f"{steps}steps", "precision": None, "seeds": None, "lr_scan": None})
     ready = prepared(study, config, float_form(study.spec), network, steps=steps, hinted=True, around=pruning(config.pruning, steps))
-    again = (folder / "config.yaml").is_file()
-    if folder.exists() and not again:  # killed before it was a run
-        shutil.rmtree(folder)
-    with Run.open(folder) if again else Run.create(folder) as own:
-        if not again:
-            describe(ready, study.mesh, own)
+    with stage(ready, folder, study.mesh) as (own, again):
         trainer = Trainer(ready.task, ready.plan, ready.strategy, study.mesh, own, progress, ready.schedule)
         if again:
             trainer.restore(extended=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,10 +15,10 @@ from hlt_train.distillation_loss import Soft
 from hlt_train.dustbin import DUSTBIN, merged, specialist_losses
 from hlt_train.errors import UsageError
 from hlt_train.files import write_document
-from hlt_train.preparation import Prepared, TrainingConfig, assemble, describe
+from hlt_train.preparation import Prepared, TrainingConfig, assemble
 from hlt_train.progress import Progress
 from hlt_train.restore import Loaded, ModelSpec, outline, parameters
-from hlt_train.run import Run
+from hlt_train.stage import stage
 from hlt_train.training import Trainer
 from hlt_train.types import Inputs
 
@@ -109,13 +108,8 @@ def train_specialist(shared: Shared, k: int, folder: Path, progress: Progress) -
     if (folder / DONE).is_file():
         return
     progress(f"specialist {k + 1} of {len(shared.sets)}: {', '.join(own['classes'])}")
-    again = (folder / "config.yaml").is_file()
-    if folder.exists() and not again:  # killed before it was a run
-        shutil.rmtree(folder)
     ready = prepare_specialist(shared, k)
-    with Run.open(folder) if again else Run.create(folder) as mine:
-        if not again:
-            describe(ready, shared.mesh, mine)
+    with stage(ready, folder, shared.mesh) as (mine, again):
         trainer = Trainer(ready.task, ready.plan, ready.strategy, shared.mesh, mine, progress, ready.schedule)
         if again:
             trainer.restore(extended=False)
