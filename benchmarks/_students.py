@@ -240,7 +240,7 @@ class Teacher(NamedTuple):
 
 
 def teacher_of(data: Data, build: Callable[[Any, int], Any], epochs: int, seed: int) -> Teacher:
-    """A float network with dropout 0.1 and the loss of labels."""
+    """A float network with the loss of labels."""
     n = len(data.train.label)
     network = build(jax.random.key(seed), data.classes)
     params, static = eqx.partition(network, eqx.is_inexact_array)

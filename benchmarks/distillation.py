@@ -49,7 +49,7 @@ class Kind(NamedTuple):
     Attributes:
         rows: of the toy file. sample: training rows of a student.
         sizes: students. teacher, larger: the teacher, and one with four times its parameters.
-        steps: of a student. epochs: of a teacher. rate: learning rate of the students.
+        steps: of a student. epochs, dropout: of a teacher. rate: learning rate of the students.
     """
 
     rows: int
@@ -60,11 +60,12 @@ class Kind(NamedTuple):
     steps: int
     epochs: int
     rate: float
+    dropout: float = 0.1
 
 
 KINDS = {
     "events": Kind(500_000, 100_000, ((40, 16), (16,), (8,)), (192, 128, 64), (416, 272, 128), 1_500, 8, 0.03),
-    "jets": Kind(150_000, 20_000, ((12, 12), (6, 6), (3, 3)), (64, 64), (128, 128), 1_000, 6, 0.01),
+    "jets": Kind(150_000, 20_000, ((12, 12), (6, 6), (3, 3)), (64, 64), (128, 128), 1_000, 20, 0.01, 0.0),
 }
 QUICK = {
     "events": Kind(20_000, 8_000, ((8,),), (32, 16), (64, 32), 60, 20, 0.03),
@@ -132,7 +133,7 @@ def main() -> None:
     if given.teachers_only:
         compare_teachers(data, kind, given, note)
         return
-    grown = lambda key, outputs: network(data, kind.teacher, key, outputs, dropout=0.1)  # noqa: E731
+    grown = lambda key, outputs: network(data, kind.teacher, key, outputs, dropout=kind.dropout)  # noqa: E731
     taught = teacher_of(data, grown, kind.epochs, 1)
     note(f"teacher: {parameters(taught.network):,} parameters")
     pick = np.random.default_rng(0).permutation(len(data.train.label))[: kind.sample]
@@ -193,7 +194,7 @@ def compare_teachers(data: Data, kind: Kind, given: argparse.Namespace, note: An
     pairs, sizes = [], [0, 0]
     for seed in (1, 2, 3):
         for k, widths in enumerate((kind.teacher, kind.larger)):
-            made = teacher_of(data, lambda key, outputs, widths=widths: network(data, widths, key, outputs, dropout=0.1), kind.epochs, seed)
+            made = teacher_of(data, lambda key, outputs, widths=widths: network(data, widths, key, outputs, dropout=kind.dropout), kind.epochs, seed)
             pairs.append(made.score)
             sizes[k] = parameters(made.network)
     value, spread = figures(given.kind, pairs, data.population, given.replicas)
