@@ -6,8 +6,8 @@ BIN := $(VENV)/bin
 # A C++ compiler is needed to verify the C++ export; where the machine has none, the ziglang wheel is one.
 COMPILER := $(shell command -v $${CXX:-c++} || command -v g++ || command -v clang++)
 
-# Processes that share the tests out between them. More of them need more memory: about 1.5 GB each.
-WORKERS ?= 2
+# Processes that share the tests out between them; some tests wait, so one more than two cores. Each needs about 1.5 GB.
+WORKERS ?= 3
 
 comma := ,
 EXTRAS := onnx$(if $(COMPILER),,$(comma)compiler)

@@ -94,6 +94,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_pruned_student(teacher: Path, tmp_path: Path) -> None:
     """Half of the units are not in the graph at all, and three quarters of the weights are 0 in it, after training on the grid too."""
     result = distil(config(teacher, length="6epochs", model={"widths": [8, 8]}, pruning={"weights": 0.75, "units": 0.5}), tmp_path / "r", progress=QUIET)

@@ -172,6 +172,7 @@ def metrics(path: Path) -> list[dict[str, Any]]:
         return runs.steady(run.metrics())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_anew")
 def test_an_interrupted_ensemble_is_the_undisturbed_one(generalist: Path, ensemble: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """SIGTERM in the second specialist: resumed to the same bits, and the first is not trained again."""

@@ -81,6 +81,7 @@ def test_a_student_learns_all_of_it_and_is_itself_alone(student: tuple[Path, dic
     assert read_config(path)["augment"] == EVERYTHING["augment"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_anew")
 def test_an_interrupted_student_is_the_undisturbed_one(teacher: Path, student: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """Companions and the keys of the transforms come back with the state."""
@@ -107,6 +108,7 @@ def test_a_fixed_point_student_has_hints_in_its_warm_up(teacher: Path, tmp_path:
         assert weights(path / "warmup") == weights(tmp_path / "whole" / "warmup")
 
 
+@pytest.mark.slow
 def test_a_cached_hint_is_the_one_in_the_loop(teacher: Path, tmp_path: Path) -> None:
     """To the rounding of sums in batches of another size."""
     found = []

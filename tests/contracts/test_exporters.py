@@ -144,7 +144,7 @@ def test_a_float_target_is_certified_with_its_deviation(tmp_path: Path, name: st
     assert not run_selftest(directory)["passed"]
 
 
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if name == "hls4ml" else []) for name in EXACT])
 def test_a_certified_directory_stands_alone(tmp_path: Path, name: str) -> None:
     graph = graphs.deepsets(2) if takes(name, graphs.deepsets(2)) else subject("half_even")
     exporter = make(name)

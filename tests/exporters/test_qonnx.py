@@ -136,7 +136,8 @@ def test_hls4ml_reads_the_same_integers(tmp_path: Path, over: str, rounding: str
     assert np.array_equal(as_read(tmp_path, graph, x, cleaned=cleaned), evaluate(graph, x))
 
 
-@pytest.mark.parametrize("windows", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("windows", [False, True])
 def test_hls4ml_reads_convolutions(tmp_path: Path, windows: bool) -> None:
     graph = nets.uniform(windows=windows)
     qonnx().write(graph, tmp_path)
