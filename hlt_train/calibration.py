@@ -78,15 +78,20 @@ def calibrate(build: Build, network: Any, precision: Precision, x: Features) -> 
     return precision
 
 
-def provisional(precision: Precision) -> Precision:
-    """Every `auto` of weights, biases and activations replaced by some number, nothing dynamic: to check a network before anything is trained."""
+def provisional(precision: Precision, chosen: Callable[[str, Format], Format] = lambda _role, asked: asked.at(PROVISIONAL_F)) -> Precision:
+    """Every `auto` of weights, biases and activations replaced, by default with some number, nothing dynamic: to look at a network before it is trained.
+
+    Args:
+        precision: what was asked for.
+        chosen: (role, format with `auto`) -> the format in its place.
+    """
 
     def fixed(role: str, text: str) -> str:
         asked = parse_format(text, round=precision.round, over=precision.over)
         if role == "inputs":
             return text
-        chosen = asked.at(PROVISIONAL_F) if is_auto(asked) else asked
-        return str(replace(chosen, dynamic=False) if isinstance(chosen, FixedFormat) else chosen)
+        found = chosen(role, asked) if is_auto(asked) else asked
+        return str(replace(found, dynamic=False) if isinstance(found, FixedFormat) else found)
 
     layers = {name: {role: fixed(role, text) for role, text in roles.items()} for name, roles in precision.layers.items()}
     return Precision.from_config({**precision.to_config(), **{role: fixed(role, getattr(precision, role)) for role in ROLES}, "layers": layers})

@@ -8,11 +8,11 @@ import equinox as eqx
 import jax
 import numpy as np
 
-from hlt_train.calibration import COARSE
+from hlt_train.calibration import COARSE, provisional
 from hlt_train.graph import Graph
 from hlt_train.models._layers import Dense
-from hlt_train.precision.config import ROLES, Precision
-from hlt_train.precision.formats import Format, parse_format
+from hlt_train.precision.config import Precision
+from hlt_train.precision.formats import Format
 from hlt_train.restore import ModelSpec, outline
 from hlt_train.types import Inputs
 
@@ -48,14 +48,7 @@ def specimen(spec: ModelSpec, inputs: Inputs, seed: int = 0) -> Graph:
 
 def _settled(precision: Precision) -> Precision:
     """Every `auto` at the scale of a network that has learnt: what is smaller would leave nothing but zeros of few bits."""
-
-    def text(role: str, asked: str) -> str:
-        if role == "inputs" or "auto" not in asked:
-            return asked
-        return str(COARSE if role == "bias" else parse_format(asked, round=precision.round, over=precision.over).fitted(LARGEST[role]))
-
-    layers = {name: {role: text(role, asked) for role, asked in roles.items()} for name, roles in precision.layers.items()}
-    return Precision.from_config({**precision.to_config(), **{role: text(role, getattr(precision, role)) for role in ROLES}, "layers": layers})
+    return provisional(precision, lambda role, asked: COARSE if role == "bias" else asked.fitted(LARGEST[role]))
 
 
 def _drawn(rng: np.random.Generator, shape: tuple[int, ...], to: Format) -> np.ndarray:

@@ -203,7 +203,7 @@ def layer(bits_x: int, bits_w: int, n: int, relu: bool, out: NumberFormat, rng: 
     linear = eqx.tree_at(lambda part: (part.weight, part.bias), linear, arrays)
     formats = LayerFormats(weights, bias, out, Grid.of(source, n))
     rows = np.concatenate([rng.integers(source.lo, source.hi + 1, (60, n)), *(np.where(s * w > 0, source.hi, source.lo) for s in (1, -1))])
-    return Dense(linear, "dense", "relu" if relu else "none", formats), rows
+    return Dense(linear, "dense", "relu" if relu else "none", formats, None), rows
 
 
 def both(part: Dense, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, graph.Affine]:

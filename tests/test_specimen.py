@@ -47,5 +47,13 @@ def test_other_formats_of_weights(weights: str) -> None:
 
 def test_a_network_that_cannot_be() -> None:
     inputs = students.inputs(np.random.default_rng(1), ("event", 3, None))
-    with pytest.raises(UsageError):
-        specimen(spec({"name": "mlp", "widths": [4]}, {**PRECISION, "weights": "fixed<24,auto>", "activations": "ufixed<24,auto>"}), inputs)
+    with pytest.raises(UsageError, match="no layer 'dense_7'"):
+        specimen(spec({"name": "mlp", "widths": [4]}, {**PRECISION, "layers": {"dense_7": {"weights": "fixed<4,1>"}}}), inputs)
+
+
+def test_formats_that_follow_are_at_some_scale() -> None:
+    inputs = students.inputs(np.random.default_rng(1), ("event", 3, None))
+    moving = {**PRECISION, "weights": "dynamic<6>", "activations": "udynamic<6>"}
+    fixed = {**PRECISION, "weights": "fixed<6,auto>", "activations": "ufixed<6,auto>"}
+    a, b = (cost(specimen(spec({"name": "mlp", "widths": [4]}, precision), inputs)) for precision in (moving, fixed))
+    assert a == b
