@@ -17,7 +17,7 @@ import numpy as np
 from hlt_train.errors import RunFailed, UsageError
 from hlt_train.files import read_arrays, read_document, sha256, write_arrays, write_document
 
-__all__ = ["Snapshot", "document", "drop_after", "load", "point", "pointed", "prune", "save", "to_arrays", "to_tree"]
+__all__ = ["Snapshot", "document", "drop_after", "load", "point", "pointed", "prune", "save", "steps", "to_arrays", "to_tree"]
 
 PyTree = Any
 FORMAT = "hlt-train/checkpoint"

@@ -173,7 +173,8 @@ def train_student(study: Study, run: Run, progress: Progress, stop: StopRequest,
         if learn:
             network, spec = widths.learn_widths(study, run, network, spec, learn, progress)
             leave_if(stop, "the bits were learned")
-        network = with_weights(build_model(spec, study.inputs, config.seed), network)
+        else:
+            network = with_weights(build_model(spec, study.inputs, config.seed), network)
     if parts(network):
         spec = spec._replace(moving=spec.precision)
     if warm or parts(network):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import equinox as eqx
+import jax
 import numpy as np
 from scipy.special import log_softmax
 
@@ -76,7 +77,7 @@ def saturation(model: eqx.Module, inputs: Inputs, x: Features) -> dict[str, dict
         x: raw features of some thousand rows.
     """
     found: dict[str, dict[str, float]] = {}
-    traced = eqx.filter_jit(lambda network, rows: network.trace(rows))(model, normalise.apply(inputs, x))
+    traced = _traced(model, normalise.apply(inputs, x))
     for layer in dense_layers(model):
         if layer.formats is None:
             continue
@@ -86,6 +87,12 @@ def saturation(model: eqx.Module, inputs: Inputs, x: Features) -> dict[str, dict
         }
         if layer.formats.out is not None:
             found[layer.name]["activations"] = _beyond(np.asarray(traced[layer.name]), layer.formats.out)
+    return found
+
+
+@eqx.filter_jit
+def _traced(network: Any, rows: Features) -> dict[str, jax.Array]:
+    found: dict[str, jax.Array] = network.trace(rows)
     return found
 
 

@@ -163,14 +163,19 @@ class Trainer:
                 tally.interval_loss, tally.interval_rows = 0.0, 0
         return asked
 
+    def _validated(self, figures: dict[str, float]) -> None:
+        """For trainers that have a use for the figures of an epoch, before they are recorded."""
+
     def _end_of_epoch(self, epoch: int, seconds: float, steps: int) -> None:
         tally, stream, batch = self.tally, self.task.train, self.task.batch
         within = tally.step - epoch * stream.steps_per_epoch
         rows = min(within * batch, stream.rows)
         began = time.monotonic()
+        figures = self.validate(self.lockstep.params(self.carry))
+        self._validated(figures)
         self.record.end_of_epoch(
             epoch,
-            self.validate(self.lockstep.params(self.carry)),
+            figures,
             rows=rows,
             loss=tally.epoch_loss * batch / rows,
             whole=within == stream.steps_per_epoch,

@@ -1,9 +1,9 @@
 """The stage in which a student learns the bits of its formats: from the float warm-up's weights to a front of students, and the one to train on.
 
 Bits begin as those of the formats asked for and are parameters beside the weights (`hlt_train.models._widths`). The loss gets beta times the cost relative to
-the cost at the beginning; beta grows in every step, so one run goes from the dear end of the front to the cheap one. At the end of every epoch the bits are
-made formats, the network is lowered, and the golden evaluator says what it is worth on the validation split; a point on the front is kept
-(`hlt_train.front`). No figure of a point comes from the training forward.
+the cost at the beginning; beta grows in every step, so one run goes from the dear end of the front to the cheap one. Every epoch leaves a candidate with the
+figures of the training forward (`hlt_train.width_candidates`). At the end the bits of those that may be the front are made formats, the networks are lowered,
+and the golden evaluator says what they are worth on the validation split. No figure of a point comes from the training forward.
 
 After Sun et al. (arXiv:2405.00645): per-parameter bits by gradient, a growing beta, every point of the front saved. The cost is the sum of weight bits times
 activation bits over all multiplications; sums and biases, which their count holds too, cost nothing here. The cost enters through its gradient, before the
@@ -27,12 +27,12 @@ from scipy.special import log_softmax
 from hlt_train import front
 from hlt_train.cost import cost
 from hlt_train.data.dataset import Dataset
-from hlt_train.errors import HltTrainError, UsageError
-from hlt_train.front import Point
+from hlt_train.errors import HltTrainError, RunFailed, UsageError
+from hlt_train.front import Judged, Point
 from hlt_train.graph import Affine, Graph, evaluate
 from hlt_train.hints import HINT
 from hlt_train.models._widths import Learned, learning
-from hlt_train.preparation import assemble, describe
+from hlt_train.preparation import Prepared, assemble, describe
 from hlt_train.progress import Progress
 from hlt_train.restore import Loaded, ModelSpec, load_run, lowered, outline, parameters
 from hlt_train.run import Run
@@ -41,10 +41,11 @@ from hlt_train.student_learning import student_learning
 from hlt_train.study import Study, losses_of, precision_of, without
 from hlt_train.training import Trainer
 from hlt_train.types import Rows
+from hlt_train.width_candidates import Candidate, Candidates, pareto, thinned
 
 __all__ = ["FOLDER", "costed", "learn_widths"]
 
-FOLDER, POINTS = "widths", "points"
+FOLDER, CANDIDATES = "widths", "candidates"
 UNIT = "bit_operations"  # of `hlt_train.cost`
 MOST = 1 << 18  # validation rows by which points are judged
 
@@ -95,10 +96,11 @@ def _sweep(study: Study, run: Run, network: Any, spec: ModelSpec, steps: int, pr
     learned = learning(network, outline(spec, study.inputs), study.inputs, section.weights, section.activations, pruned=config.pruning is not None)
     params = parameters(learned)
 
+    @jax.jit
     def price(of: Any) -> jax.Array:
         return _learned(learned, of).bit_operations()
 
-    begin = float(jax.jit(price)(params))
+    begin = float(price(params))
 
     def beta(step: Any) -> Any:
         return section.beta[0] * (section.beta[1] / section.beta[0]) ** (step / steps)
@@ -116,17 +118,38 @@ def _sweep(study: Study, run: Run, network: Any, spec: ModelSpec, steps: int, pr
     with Run.open(folder) if again else Run.create(folder) as held:
         if not again:
             describe(ready, study.mesh, held)
-        judge = _Judge(study, learned, spec, beta, progress)
-        trainer = _Sweeper(ready, study, held, progress, judge)
+        trainer = _Sweeper(ready, study, held, progress, lambda of, step: (float(beta(step)), float(price(of))))
         if again:
             trainer.restore(extended=False)
-        front.drop_after(folder / POINTS, trainer.tally.step)
+        trainer.candidates = Candidates(folder / CANDIDATES, trainer.tally.step)
         progress(f"learning bits: {steps:,} steps")
         trainer.train()
-        points = front.pareto(front.points_in(folder / POINTS))
-        best = front.chosen(points, section.budget)
-        for path in front.publish(folder / POINTS, run.path, front.thinned(points, section.keep, best), best, UNIT):
+        judge = _Judge(study, learned, spec, held)
+        judged = _golden(trainer.candidates, section.keep, section.budget, judge)
+        best = front.chosen([one.point for one in judged], section.budget)
+        for path in front.publish(run.path, judged, best, UNIT, study.inputs, config.stored()):
             _working_points(path, study.dataset, held, progress)
+
+
+def _golden(candidates: Candidates, keep: int, budget: float | None, judge: _Judge) -> list[Judged]:
+    """The front of those candidates that the training forward would publish, judged; one that cannot be a student makes room for the next."""
+    left, known = candidates.all, dict[Candidate, Judged]()
+    while left:
+        within = [one for one in left if budget is None or one.cost <= budget]
+        best = min(within, key=lambda one: one.cross_entropy) if within else min(left, key=lambda one: one.cost)
+        wanted = thinned(left, keep, best)
+        for one in wanted:
+            made = known.get(one) or judge(one, candidates)
+            if made is None:
+                left = [other for other in left if other != one]
+            else:
+                known[one] = made
+        if all(one in left for one in wanted):
+            on_front = set(pareto([known[one].point for one in wanted]))
+            return [known[one] for one in wanted if known[one].point in on_front]
+    raise RunFailed(
+        "none of the networks whose bits were learned can be a student", where="widths", then="the log of RUN/widths says why; fewer bits in precision"
+    )
 
 
 def _learned(learned: Learned, params: Any) -> Learned:
@@ -145,22 +168,29 @@ def _working_points(path: Path, dataset: Dataset, run: Run, progress: Progress) 
 class _Judge:
     """Makes a student of learned bits and says what it is worth."""
 
-    def __init__(self, study: Study, learned: Learned, spec: ModelSpec, beta: Callable[[Any], Any], progress: Progress) -> None:
-        self._study, self._learned, self._spec, self._beta, self._progress = study, learned, spec, beta, progress
+    def __init__(self, study: Study, learned: Learned, spec: ModelSpec, run: Run) -> None:
+        self._study, self._learned, self._spec, self._run = study, learned, spec, run
         self._rows: Rows | None = None
 
-    def __call__(self, params: Any, step: int) -> tuple[Point, ModelSpec, Any]:
-        """(the point, its description, its float weights). Refused like any student whose formats cannot be held."""
+    def __call__(self, candidate: Candidate, candidates: Candidates) -> Judged | None:
+        """None, and a line in the log, where its formats cannot be held."""
+        params = jax.tree.map(jnp.asarray, candidates.parameters(candidate, parameters(self._learned)))
         own, study = _learned(self._learned, params), self._study
         asked = precision_of(self._spec)
         assert asked is not None
-        network, precision = own.fixed(study.inputs, asked)
-        spec = self._spec._replace(precision=precision.to_config())
-        graph = lowered(Loaded(Path(), study.dataset.card, study.inputs, network, spec.outputs, spec, {}, 0, ""))
-        loss, accuracy = self._worth(graph)
+        try:
+            network, precision = own.fixed(study.inputs, asked)
+            spec = self._spec._replace(precision=precision.to_config())
+            graph = lowered(Loaded(Path(), study.dataset.card, study.inputs, network, spec.outputs, spec, {}, 0, ""))
+            loss, accuracy = self._worth(graph)
+        except UsageError as error:
+            self._run.log(f"step {candidate.step}: no student: {error.what}")
+            return None
         bits = cost(graph)["bit_operations"]
         alive = sum(int(np.count_nonzero(node.w)) for node in graph.nodes if isinstance(node, Affine))
-        return Point(step, float(self._beta(step)), float(bits), loss, accuracy, bits, alive), spec, jax.device_get(parameters(network))
+        self._run.log(f"step {candidate.step}: as a student cost {bits:g}, cross-entropy {loss:.5g}, accuracy {accuracy:.5g}")
+        point = Point(candidate.step, candidate.beta, float(bits), loss, accuracy, bits, alive)
+        return Judged(point, spec, jax.device_get(parameters(network)))
 
     def _worth(self, graph: Graph) -> tuple[float, float]:
         """Cross-entropy and accuracy with training weights."""
@@ -182,30 +212,20 @@ def _some_of(split: str, dataset: Dataset) -> Rows:
 
 
 class _Sweeper(Trainer):
-    """A trainer that keeps the front.
+    """A trainer that keeps candidates; each is written before the checkpoint of its epoch.
 
-    A point is written before the checkpoint of its epoch, and one later than LAST is dropped: a run that was killed comes to the same front.
+    Args:
+        priced: (parameters, step) -> (beta, cost).
     """
 
-    def __init__(self, ready: Any, study: Study, run: Run, progress: Progress, judge: _Judge) -> None:
+    candidates: Candidates
+
+    def __init__(self, ready: Prepared, study: Study, run: Run, progress: Progress, priced: Callable[[Any, int], tuple[float, float]]) -> None:
         super().__init__(ready.task, ready.plan, ready.strategy, study.mesh, run, progress, ready.schedule)
-        self._judge, self._study, self._folder = judge, study, run.path / POINTS
+        self._priced = priced
 
-    def _end_of_epoch(self, epoch: int, seconds: float, steps: int) -> None:
-        self._keep(self.tally.step)
-        super()._end_of_epoch(epoch, seconds, steps)
-
-    def _keep(self, step: int) -> None:
-        try:
-            point, spec, weights = self._judge(self._weights(), step)
-        except UsageError as error:
-            self.record.run.log(f"step {step}: no student: {error.what}")
-            return
-        old = front.points_in(self._folder)
-        kept = front.pareto([*old, point])
-        text = f"cost {point.cost:g}, cross-entropy {point.cross_entropy:.5g}, accuracy {point.accuracy:.5g}, beta {point.beta:.3g}"
-        self.record.run.log(f"step {step}: {text}{' (front)' if point in kept else ''}")
-        if point in kept:
-            front.write_point(self._folder, point, spec, self._study.inputs, weights, self._study.config.stored())
-        for gone in set(old) - set(kept):
-            shutil.rmtree(self._folder / str(gone.step))
+    def _validated(self, figures: dict[str, float]) -> None:
+        params, step = self._weights(), self.tally.step
+        candidate = Candidate(step, *self._priced(params, step), figures["hard"])
+        kept = self.candidates.add(candidate, params)
+        self.record.run.log(f"step {step}: cost {candidate.cost:g}, beta {candidate.beta:.3g}{' (candidate)' if kept else ''}")

@@ -9,17 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hlt_train import checkpoints, front
+from hlt_train import checkpoints
+from hlt_train.checkpoints import Snapshot
 from hlt_train.cost import cost
 from hlt_train.data.dataset import open_dataset
 from hlt_train.distil import distil, resume
 from hlt_train.errors import Interrupted, RunFailed, UsageError
 from hlt_train.files import read_document, sha256
 from hlt_train.fit import fit
-from hlt_train.front import Point, chosen, pareto, thinned
+from hlt_train.front import Point, chosen
 from hlt_train.graph import evaluate
 from hlt_train.progress import Progress
 from hlt_train.restore import load_run, lowered
+from hlt_train.width_candidates import pareto, thinned
 from tests import runs
 from tests.distillation import Stopper, config, write_card
 
@@ -98,15 +100,13 @@ def test_an_interrupted_student_comes_to_the_same_front(teacher: Path, student: 
         distil(config(teacher, **OPTIONS, scan=3), path, progress=Stopper(reports))
     assert f"distil --resume {path}" in str(stopped.value)
     if reports == 26:
-        assert (path / "widths" / "points").is_dir()
+        folder = path / "widths" / "candidates"
+        assert checkpoints.steps(folder)
         assert not (path / "front.json").exists()
-        # what a process that was killed may leave: half a point, a point later than LAST, a front that was not finished
-        for name in (".99.writing", "../../front/1", "../../.front.writing/1"):
-            (path / "widths" / "points" / name).mkdir(parents=True)
-        one = next(p for p in (path / "widths" / "points").iterdir() if p.name.isdecimal())
-        late = Point(10_000, 1.0, 1.0, 1e-9, 1.0, 1, 1)
-        loaded = load_run(one)
-        front.write_point(path / "widths" / "points", late, loaded.spec, loaded.inputs, {}, loaded.config)
+        # what a process that was killed may leave: half a candidate, one later than LAST, a front that was not finished
+        for place in (folder / "checkpoints" / ".99.writing", path / "front" / "1", path / ".front.writing" / "1"):
+            place.mkdir(parents=True)
+        checkpoints.save(folder, Snapshot({}, {}, {"step": 10_000, "beta": 1.0, "cost": 1.0, "cross_entropy": 1e-9}))
     resume(path, progress=QUIET)
     assert contents(path) == contents(student[0])
 

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from hlt_train.errors import UsageError
-from hlt_train.precision.grid import Ints, Overflow, Round, on_grid
+from hlt_train.precision.grid import Ints, Overflow, Round, on_grid, on_grid_at_once
 
 __all__ = ["MAX_WIDTH", "MIN_EXPONENT", "Bits", "FixedFormat", "Per", "bits_of", "numbers"]
 
@@ -116,6 +116,10 @@ class FixedFormat:
 
     def nearest(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         """The value of the format that stands for each `x`."""
+        if key is None and not isinstance(x, jax.core.Tracer):
+            f, lo, hi = (np.asarray(v, np.int32) for v in (self.f, self.lo, self.hi))
+            found: jax.Array = on_grid_at_once(x, f, lo, hi, self.round, self.over)
+            return found
         return on_grid(x, self.f, self.lo, self.hi, self.round, self.over, key)
 
     def __str__(self) -> str:

@@ -6,18 +6,20 @@ All of it is exact: scales are powers of two, nothing is divided, and no roundin
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-__all__ = ["OVERFLOWS", "ROUNDINGS", "Ints", "Overflow", "Round", "exponent_of", "folded", "on_grid", "power", "rounded"]
+__all__ = ["OVERFLOWS", "ROUNDINGS", "Ints", "Overflow", "Round", "exponent_of", "folded", "on_grid", "on_grid_at_once", "power", "rounded"]
 
 Round = Literal["floor", "half_up", "half_even", "stochastic"]
 Overflow = Literal["wrap", "sat", "sat_sym"]
 ROUNDINGS: tuple[Round, ...] = get_args(Round)
 OVERFLOWS: tuple[Overflow, ...] = get_args(Overflow)
+Exponents = np.ndarray | jax.Array  # int32
 Ints = int | np.ndarray  # one for all, or an int64 array that broadcasts against the values
 
 
@@ -59,12 +61,20 @@ def rounded(t: jax.Array, mode: Round, key: jax.Array | None = None) -> jax.Arra
     return low + (jax.random.uniform(key, t.shape) < t - low)
 
 
-def on_grid(x: jax.Array, f: Ints | jax.Array, lo: Ints, hi: Ints, mode: Round, over: Overflow, key: jax.Array | None = None) -> jax.Array:
+def on_grid(
+    x: jax.Array, f: Ints | jax.Array, lo: Ints | jax.Array, hi: Ints | jax.Array, mode: Round, over: Overflow, key: jax.Array | None = None
+) -> jax.Array:
     """The fixed-point value n * 2**-f, lo <= n <= hi, that stands for each `x`. key: as in `rounded`."""
     return _overflowed(rounded(x * power(f), mode, key), lo, hi, over) * power(-1 * f)
 
 
-def _overflowed(n: jax.Array, lo: Ints, hi: Ints, over: Overflow) -> jax.Array:
+@partial(jax.jit, static_argnames=("mode", "over"))
+def on_grid_at_once(x: jax.Array, f: Exponents, lo: Exponents, hi: Exponents, mode: Round, over: Overflow) -> jax.Array:
+    """`on_grid` for numbers that are there: one program for all formats of a shape, where each operation would be one for each format."""
+    return on_grid(x, jnp.asarray(f), jnp.asarray(lo), jnp.asarray(hi), mode, over)
+
+
+def _overflowed(n: jax.Array, lo: Ints | jax.Array, hi: Ints | jax.Array, over: Overflow) -> jax.Array:
     """Integers brought into [lo, hi]: the nearest limit, or modulo the number of values. Saturation is exact for every n, wrap for |n| < 2**24."""
     least, most = (jnp.asarray(v, jnp.float32) for v in (lo, hi))
     if over != "wrap":

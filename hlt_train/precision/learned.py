@@ -119,6 +119,6 @@ def _summed(gradient: jax.Array, like: jax.Array) -> jax.Array:
 def significant_bits(q: jax.Array, f: jax.Array) -> jax.Array:
     """The bits of multiples q of 2**-f as `hlt_train.cost` counts them, float32: from the highest to the lowest that is set, one more for a sign; 0 for 0."""
     n = jnp.round(q * power(f)).astype(jnp.int32)
-    odd = (n // jnp.maximum(n & -n, 1)).astype(jnp.float32)
+    odd = jax.lax.div(n, jnp.maximum(n & -n, 1)).astype(jnp.float32)  # nothing is left over
     size = jnp.where(odd > 0, odd, -odd - 1)
     return jnp.where(size >= 1, exponent_of(size) + 1, 0).astype(jnp.float32) + (odd < 0)
