@@ -38,6 +38,7 @@ from hlt_train.study import DistilConfig, Study, check_config, float_form, losse
 from hlt_train.training import Trainer
 from hlt_train.trial import trial
 from hlt_train.types import Features, Inputs
+from hlt_train.width_tables import check_cost
 
 __all__ = ["STUDENT", "DistilConfig", "distil", "dry_run", "finished", "leave_if", "resume", "train_student"]
 
@@ -108,7 +109,13 @@ def dry_run(config: DistilConfig, *, progress: Progress) -> dict[str, Any]:
 
 
 def _refuse_over(study: Study, progress: Progress) -> None:
-    """Before a run is begun: a budget that could not be measured here, a search that could not go on, or one student that cannot keep its budget."""
+    """Before a run is begun: a cost or budget that could not be measured here, a search that could not go on, or one student that cannot keep its budget."""
+    if study.config.widths is not None:
+        try:
+            check_cost(study.config.widths, study.spec.name, study.inputs)
+        except BaseException:
+            study.dataset.close()
+            raise
     if study.config.budget is None:
         return
     from hlt_train.search import refuse

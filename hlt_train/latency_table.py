@@ -26,7 +26,7 @@ from hlt_train.progress import Progress
 from hlt_train.structure import Structure
 from hlt_train.types import Features, Group
 
-__all__ = ["FORMAT", "KERNELS", "calibrate", "kernels", "predict", "read_table", "tiny"]
+__all__ = ["FORMAT", "KERNELS", "calibrate", "kernels", "predict", "read_table", "repeats", "tiny"]
 
 FORMAT = ("hlt-train/latency-table", 2)  # version 1 knew no `gather`
 KERNELS = ("call", "input", "layer", "tile", "requant", "pool", "gather")
@@ -55,7 +55,7 @@ def kernels(graph: Graph, path: str, counts: Mapping[str, float] | None = None) 
     found["call"] = 1.0
     for node in graph.nodes:
         structure = graph.structure[node.name if isinstance(node, Input) or not node.sources else node.sources[0]]
-        times = _times(structure, counts or {})
+        times = repeats(structure, counts or {})
         if isinstance(node, Input):
             found["input"] += times * -(-structure.n // lanes)
         elif isinstance(node, Affine):
@@ -70,7 +70,8 @@ def kernels(graph: Graph, path: str, counts: Mapping[str, float] | None = None) 
     return found
 
 
-def _times(structure: Structure, counts: Mapping[str, float]) -> float:
+def repeats(structure: Structure, counts: Mapping[str, float]) -> float:
+    """How often in a call something is done at every constituent; counts: group -> constituents."""
     if structure.length is None or structure.group is None:
         return 1.0
     return float(min(np.ceil(counts.get(structure.group, np.inf) / structure.stride), structure.length))

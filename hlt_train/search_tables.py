@@ -1,6 +1,6 @@
 """What the predictions of a search rest on, kept in its directory: a latency table, given or made first, and the surrogate of alkaid's estimate.
 
-A table may come from another machine: the same seed and table give the same candidates anywhere. Finalists are measured here, so what differs is said.
+A table may come from another machine: the same seed and table give the same candidates anywhere.
 """
 
 from __future__ import annotations
@@ -13,21 +13,15 @@ from hlt_train import latency_table, lut_surrogate
 from hlt_train.appraisal import Tables, code_path
 from hlt_train.budget import Budget
 from hlt_train.candidates import Candidates
-from hlt_train.clocks import FLAGS
+from hlt_train.cost_tables import HELD_OUT, LOGIC, SMALL, latency, small_model
 from hlt_train.errors import UsageError, nearest
-from hlt_train.exporters._compiler import find_compiler, version
-from hlt_train.files import read_document, write_bytes, write_document
+from hlt_train.files import read_document, write_document
 from hlt_train.graph import Graph
-from hlt_train.machine import machine
 from hlt_train.progress import Progress
 from hlt_train.run import Run
 from hlt_train.search_space import Proposal, Space
 
-__all__ = ["LATENCY", "LOGIC", "check_table", "tables"]
-
-LATENCY, LOGIC = "latency_table.json", "lut_surrogate.json"
-SMALL = (((4,), 4), ((8,), 6), ((8, 4), 3), ((6, 6), 8), ((12,), 3), ((4, 4, 4), 6), ((10,), 4), ((6, 4), 5))  # widths and bits of what alkaid traces
-HELD_OUT = 2  # the last of them
+__all__ = ["check_table", "tables"]
 
 
 def check_table(budget: Budget) -> None:
@@ -45,37 +39,13 @@ def tables(budget: Budget, candidates: Candidates, space: Space, run: Run, progr
     """Those of the search in `run`, made where they are not there yet."""
     folder = run.path / "search"
     folder.mkdir(exist_ok=True)
-    isa = latency = logic = None
+    isa = found = logic = None
     if budget.timed:
         isa = code_path(budget.isa)
-        latency = _latency(budget, folder, isa, run, progress)
+        found = latency(budget.latency_table, folder, isa, run, progress)
     if budget.logic:
         logic = _logic(budget, folder, candidates, space, progress)
-    return Tables(isa, latency, logic)
-
-
-def _latency(budget: Budget, folder: Path, isa: str, run: Run, progress: Progress) -> dict[str, Any]:
-    path = folder / LATENCY
-    if not path.is_file():
-        if budget.latency_table is None:
-            progress("no latency table was given: measuring the kernels of this processor (about two minutes)")
-            latency_table.calibrate(path, progress=progress)
-        else:
-            write_bytes(path, Path(budget.latency_table).read_bytes())
-    table = latency_table.read_table(path)
-    if isa not in table["paths"]:
-        raise UsageError(f"the latency table has no path '{isa}'", where=str(path), near=tuple(table["paths"]), then="leave --latency-table out to make one")
-    for what in _differences(table):
-        run.log(f"warning: {what}")
-        progress(f"warning: {what}")
-    return table
-
-
-def _differences(table: dict[str, Any]) -> list[str]:
-    """What the table was made with and this machine measures with, where they differ."""
-    here = {"processor": machine()["cpu"], "compiler": version(find_compiler()), "flags": FLAGS}
-    there = {"processor": table["machine"]["cpu"], "compiler": table["compiler"], "flags": table["flags"]}
-    return [f"the latency table is of the {word} '{there[word]}', finalists are measured with '{here[word]}'" for word in here if here[word] != there[word]]
+    return Tables(isa, found, logic)
 
 
 def _logic(budget: Budget, folder: Path, candidates: Candidates, space: Space, progress: Progress) -> dict[str, Any]:
@@ -96,12 +66,6 @@ def _small(candidates: Candidates, space: Space) -> Sequence[Graph]:
     found = []
     for k, (widths, bits) in enumerate(SMALL):
         family = space.families[k % len(space.families)]
-        layers: dict[str, dict[str, str]] = {}
-        shape: dict[str, Any] = {
-            "mlp": {"widths": list(widths)},
-            "deepsets": {"phi": list(widths[:1]), "rho": [4]},
-            "conv": {"filters": list(widths[:1]), "rho": [4]},
-        }[family]
-        formats = {"weights": f"fixed<{bits},auto>", "activations": f"ufixed<{bits},auto>", "inputs": space.inputs[0], "layers": layers}
-        found.append(candidates.graph(Proposal({"name": family, **shape}, formats, {}, lengths))[0])
+        formats = {"weights": f"fixed<{bits},auto>", "activations": f"ufixed<{bits},auto>", "inputs": space.inputs[0], "layers": dict[str, dict[str, str]]()}
+        found.append(candidates.graph(Proposal({"name": family, **small_model(family, widths)}, formats, {}, lengths))[0])
     return found

@@ -5,9 +5,9 @@ the cost at the beginning; beta grows in every step, so one run goes from the de
 figures of the training forward (`hlt_train.width_candidates`). At the end the bits of those that may be the front are made formats, the networks are lowered,
 and the golden evaluator says what they are worth on the validation split. No figure of a point comes from the training forward.
 
-After Sun et al. (arXiv:2405.00645): per-parameter bits by gradient, a growing beta, every point of the front saved. The cost is the sum of weight bits times
-activation bits over all multiplications; sums and biases, which their count holds too, cost nothing here. The cost enters through its gradient, before the
-optimiser's step.
+After Sun et al. (arXiv:2405.00645): per-parameter bits by gradient, a growing beta, every point of the front saved. Their cost is the sum of weight bits times
+activation bits over all multiplications, ours by default too (sums and biases, which their count holds, cost nothing here); others are `hlt_train.width_costs`.
+The cost enters through its gradient, before the optimiser's step.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ from hlt_train.study import Study, losses_of, precision_of, without
 from hlt_train.training import Trainer
 from hlt_train.types import Rows
 from hlt_train.width_candidates import Candidate, Candidates, pareto, thinned
+from hlt_train.width_tables import cost_of
 
 __all__ = ["FOLDER", "costed", "learn_widths"]
 
 FOLDER, CANDIDATES = "widths", "candidates"
-UNIT = "bit_operations"  # of `hlt_train.cost`
 MOST = 1 << 18  # validation rows by which points are judged
 
 
@@ -96,9 +96,13 @@ def _sweep(study: Study, run: Run, network: Any, spec: ModelSpec, steps: int, pr
     learned = learning(network, outline(spec, study.inputs), study.inputs, section.weights, section.activations, pruned=config.pruning is not None)
     params = parameters(learned)
 
+    asked = precision_of(spec)
+    assert asked is not None
+    unit, priced, figure = cost_of(study, run, learned.fixed(study.inputs, asked)[0].lower(study.inputs, spec.outputs, None), progress)
+
     @jax.jit
     def price(of: Any) -> jax.Array:
-        return _learned(learned, of).bit_operations()
+        return priced(_learned(learned, of))
 
     begin = float(price(params))
 
@@ -124,10 +128,10 @@ def _sweep(study: Study, run: Run, network: Any, spec: ModelSpec, steps: int, pr
         trainer.candidates = Candidates(folder / CANDIDATES, trainer.tally.step)
         progress(f"learning bits: {steps:,} steps")
         trainer.train()
-        judge = _Judge(study, learned, spec, held)
+        judge = _Judge(study, learned, spec, figure, held)
         judged = _golden(trainer.candidates, section.keep, section.budget, judge)
         best = front.chosen([one.point for one in judged], section.budget)
-        for path in front.publish(run.path, judged, best, UNIT, study.inputs, config.stored()):
+        for path in front.publish(run.path, judged, best, unit, study.inputs, config.stored()):
             _working_points(path, study.dataset, held, progress)
 
 
@@ -168,8 +172,8 @@ def _working_points(path: Path, dataset: Dataset, run: Run, progress: Progress) 
 class _Judge:
     """Makes a student of learned bits and says what it is worth."""
 
-    def __init__(self, study: Study, learned: Learned, spec: ModelSpec, run: Run) -> None:
-        self._study, self._learned, self._spec, self._run = study, learned, spec, run
+    def __init__(self, study: Study, learned: Learned, spec: ModelSpec, figure: Callable[[Graph], float], run: Run) -> None:
+        self._study, self._learned, self._spec, self._figure, self._run = study, learned, spec, figure, run
         self._rows: Rows | None = None
 
     def __call__(self, candidate: Candidate, candidates: Candidates) -> Judged | None:
@@ -182,14 +186,15 @@ class _Judge:
             network, precision = own.fixed(study.inputs, asked)
             spec = self._spec._replace(precision=precision.to_config())
             graph = lowered(Loaded(Path(), study.dataset.card, study.inputs, network, spec.outputs, spec, {}, 0, ""))
+            price = self._figure(graph)
             loss, accuracy = self._worth(graph)
         except UsageError as error:
             self._run.log(f"step {candidate.step}: no student: {error.what}")
             return None
         bits = cost(graph)["bit_operations"]
         alive = sum(int(np.count_nonzero(node.w)) for node in graph.nodes if isinstance(node, Affine))
-        self._run.log(f"step {candidate.step}: as a student cost {bits:g}, cross-entropy {loss:.5g}, accuracy {accuracy:.5g}")
-        point = Point(candidate.step, candidate.beta, float(bits), loss, accuracy, bits, alive)
+        self._run.log(f"step {candidate.step}: as a student cost {price:g}, cross-entropy {loss:.5g}, accuracy {accuracy:.5g}")
+        point = Point(candidate.step, candidate.beta, price, loss, accuracy, bits, alive)
         return Judged(point, spec, jax.device_get(parameters(network)))
 
     def _worth(self, graph: Graph) -> tuple[float, float]:

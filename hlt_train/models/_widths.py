@@ -22,10 +22,10 @@ from hlt_train.precision.config import Precision
 from hlt_train.precision.exact import affine
 from hlt_train.precision.fixed import FixedFormat, bits_of, numbers
 from hlt_train.precision.grid import Round, power
-from hlt_train.precision.learned import quantise_range, quantise_weight, significant_bits, whole
+from hlt_train.precision.learned import quantise_range, quantise_weight, signed_digits, significant_bits, whole
 from hlt_train.types import Features, Inputs
 
-__all__ = ["Granularity", "LayerWidths", "Learned", "learning"]
+__all__ = ["Granularity", "LayerWidths", "Learned", "LearnedDense", "learning"]
 
 Granularity = Literal["tensor", "channel", "element"]
 LEAST = -16.0  # fraction or integer bits
@@ -175,6 +175,13 @@ class LearnedDense(Dense):
         return jnp.where(q != 0, counted + (f - jax.lax.stop_gradient(f)), 0)
 
     @property
+    def weight_digits(self) -> jax.Array:
+        """Signed digits of each weight; a fraction bit is worth a third of one, the mean over all integers."""
+        f, q = self.whole, jax.lax.stop_gradient(self.weight)
+        counted = signed_digits(q, jax.lax.stop_gradient(f))
+        return jnp.where(q != 0, counted + (f - jax.lax.stop_gradient(f)) / 3, 0)
+
+    @property
     def fractions(self) -> jax.Array:
         """`[outputs, inputs]`, as the format will have them."""
         f = jax.lax.stop_gradient(jnp.broadcast_to(self.whole, self.linear.weight.shape))
@@ -256,6 +263,10 @@ class Learned(eqx.Module):
         """Logits of a batch."""
         logits: jax.Array = self.settled()(x, key=key)
         return logits
+
+    def parts(self) -> dict[str, Any]:
+        """Layers, poolings and inputs by name."""
+        return {part.name: part for part in _parts(self.network, (LearnedDense, LearnedPooling, LearnedInput))}
 
     def widths(self) -> dict[str, LayerWidths]:
         """Layer -> what its products cost; differentiable with respect to the bits."""

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from hlt_train.precision.grid import Round, exponent_of, power, rounded
 
-__all__ = ["quantise_range", "quantise_weight", "significant_bits", "whole"]
+__all__ = ["quantise_range", "quantise_weight", "signed_digits", "significant_bits", "whole"]
 
 LN2 = math.log(2)
 
@@ -122,3 +122,9 @@ def significant_bits(q: jax.Array, f: jax.Array) -> jax.Array:
     odd = jax.lax.div(n, jnp.maximum(n & -n, 1)).astype(jnp.float32)  # nothing is left over
     size = jnp.where(odd > 0, odd, -odd - 1)
     return jnp.where(size >= 1, exponent_of(size) + 1, 0).astype(jnp.float32) + (odd < 0)
+
+
+def signed_digits(q: jax.Array, f: jax.Array) -> jax.Array:
+    """Digits other than 0 in the canonical signed form of multiples q of 2**-f, float32, as `hlt_train.lut_surrogate` counts them."""
+    n = jnp.abs(jnp.round(q * power(f)).astype(jnp.int32))
+    return jax.lax.population_count(n ^ (3 * n)).astype(jnp.float32)
