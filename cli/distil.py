@@ -327,7 +327,7 @@ def _front(front: dict[str, Any], run: str) -> str:
         figures = [f"{point['cross_entropy']:.5g}", f"{point['accuracy']:.5g}", f"{point['alive']:,}"]
         rows.append([f"{point['point']}", f"{point['cost']:,.6g}", *figures, "trained on" if point["point"] == front["chosen"] else ""])
     header = ["front", front["unit"].replace("_", " "), "cross-entropy", "accuracy", "weights", ""]
-    return table(rows, header) + f"\nhlt-train export {run}/front/N, or evaluate; figures of the golden evaluator, validation"
+    return table(rows, header) + f"\nhlt-train export {run}/front/N, or evaluate; figures of the golden evaluator, validation\n{run}/front.svg"
 
 
 def _comparison(found: dict[str, Any]) -> str:

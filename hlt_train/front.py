@@ -16,15 +16,16 @@ from hlt_train import checkpoints
 from hlt_train.checkpoints import Snapshot
 from hlt_train.data import normalise
 from hlt_train.errors import RunFailed, UsageError
-from hlt_train.files import read_document, write_document
+from hlt_train.files import read_document, write_document, write_text
+from hlt_train.report import front as report
 from hlt_train.restore import ModelSpec, write_model
 from hlt_train.run import Run
 from hlt_train.types import Inputs
 from hlt_train.width_candidates import Candidate
 
-__all__ = ["FILE", "FOLDER", "Judged", "Point", "check_not_a_point", "chosen", "publish", "read_front"]
+__all__ = ["FILE", "FOLDER", "PLOT", "Judged", "Point", "check_not_a_point", "chosen", "publish", "read_front"]
 
-FILE, FOLDER, POINT = "front.json", "front", "point.json"
+FILE, FOLDER, PLOT, POINT = "front.json", "front", "front.svg", "point.json"
 FORMAT, POINT_FORMAT = "hlt-train/front", "hlt-train/front-point"
 
 
@@ -68,16 +69,19 @@ class Judged(NamedTuple):
     weights: Any
 
 
-def publish(run: Path, kept: Sequence[Judged], best: Point, unit: str, inputs: Inputs, config: Mapping[str, Any]) -> list[Path]:
-    """Write the points as `run/front/1`, ..., run directories with one checkpoint, and then `front.json`. Returns their directories."""
+def publish(run: Path, kept: Sequence[Judged], best: Point, unit: str, inputs: Inputs, config: Mapping[str, Any], budget: float | None = None) -> list[Path]:
+    """Write the points as `run/front/1`, ..., run directories with one checkpoint, a plot with the budget, and then `front.json`. Returns the directories."""
     writing, place = run / f".{FOLDER}.writing", run / FOLDER
     for old in (writing, place):  # of a process that was killed before it wrote front.json
         shutil.rmtree(old, ignore_errors=True)
     for k, judged in enumerate(kept, 1):
         _write_point(writing / str(k), judged, inputs, config)
     writing.rename(place)
+    chosen_one = [judged.point for judged in kept].index(best) + 1
+    plotted = [report.Point(judged.point.cost, judged.point.accuracy, 0.0, True, k, unit == "bit_operations") for k, judged in enumerate(kept, 1)]
+    write_text(run / PLOT, report.front_svg(plotted, {}, budget, chosen_one, unit.replace("_", " "), "accuracy, validation", key=False))
     table = [{"point": k, **asdict(judged.point)} for k, judged in enumerate(kept, 1)]
-    write_document(run / FILE, FORMAT, 1, {"unit": unit, "chosen": [judged.point for judged in kept].index(best) + 1, "points": table})
+    write_document(run / FILE, FORMAT, 1, {"unit": unit, "chosen": chosen_one, "points": table})
     return [place / str(k) for k in range(1, len(kept) + 1)]
 
 

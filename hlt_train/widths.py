@@ -131,7 +131,7 @@ def _sweep(study: Study, run: Run, network: Any, spec: ModelSpec, steps: int, pr
         judge = _Judge(study, learned, spec, figure, held)
         judged = _golden(trainer.candidates, section.keep, section.budget, judge)
         best = front.chosen([one.point for one in judged], section.budget)
-        for path in front.publish(run.path, judged, best, unit, study.inputs, config.stored()):
+        for path in front.publish(run.path, judged, best, unit, study.inputs, config.stored(), section.budget):
             _working_points(path, study.dataset, held, progress)
 
 

@@ -62,6 +62,7 @@ def test_the_front(student: tuple[Path, dict[str, Any]]) -> None:
     points = document["points"]
     assert result["front"] == {k: v for k, v in document.items() if k not in ("format", "version")}
     assert 2 <= len(points) <= 4
+    assert (path / "front.svg").read_text().count("<title>candidate") == len(points)
     assert sorted(p.name for p in (path / "front").iterdir()) == [str(k) for k in range(1, len(points) + 1)]
     assert points == sorted(points, key=lambda p: p["cost"]) == sorted(points, key=lambda p: -p["cross_entropy"])
     assert points[0]["cost"] < 0.6 * points[-1]["cost"]
@@ -128,9 +129,15 @@ def test_refusals(teacher: Path, student: tuple[Path, dict[str, Any]], tmp_path:
     ):
         with pytest.raises(UsageError, match=what):
             distil(config(teacher, **{**OPTIONS, "length": "3epochs", **options}), tmp_path / what.replace(" ", "-"), progress=QUIET)
+    none = {**OPTIONS["widths"], "cost": "cpu", "isa": "plain", "latency_table": str(tmp_path / "none.json")}
+    with pytest.raises(UsageError, match=r"no such file: none.json"):
+        distil(config(teacher, **{**OPTIONS, "widths": none}), tmp_path / "r", progress=QUIET)
+    assert not (tmp_path / "r").exists()
     for section, what in (
         ({"beta": [2, 1]}, "beta grows"),
         ({"granularity": "element"}, "unknown key"),
+        ({"cost": "bits"}, "'bit_operations', 'luts' or 'cpu'"),
+        ({"cost": "luts", "isa": "plain"}, "belong to the cost cpu"),
         ({"weights": "row"}, "'tensor', 'channel' or 'element'"),
     ):
         with pytest.raises(UsageError, match=what):

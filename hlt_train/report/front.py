@@ -15,7 +15,10 @@ INK, GREY, GOOD, LIMIT = "#1a1a1a", "#8a8a8a", "#0b6e99", "#b3261e"
 
 
 class Point(NamedTuple):
-    """A candidate. cost, value, error: of the axes; whole: trained to the end; number: its name; measured: whether the cost is, or was predicted."""
+    """A candidate. cost, value, error: of the axes, an error of 0 is not known; whole: trained to the end; number: its name.
+
+    measured: whether the cost is, or was predicted.
+    """
 
     cost: float
     value: float
@@ -34,18 +37,21 @@ def front(points: Sequence[tuple[float, float]]) -> list[bool]:
     return [not any((c <= cost and v > value) or (c < cost and v >= value) for c, v in points) for cost, value in points]
 
 
-def front_svg(points: Sequence[Point], lines: Mapping[str, float], limit: float, chosen: int | None, cost_axis: str, value_axis: str) -> str:
+def front_svg(
+    points: Sequence[Point], lines: Mapping[str, float], limit: float | None, chosen: int | None, cost_axis: str, value_axis: str, *, key: bool = True
+) -> str:
     """The plot.
 
     Args:
         points: candidates; those that were trained to the end are filled, and the front is drawn through them.
         lines: name -> value, drawn across.
-        limit: of the cost, drawn upwards.
+        limit: of the cost, drawn upwards; None: there is none.
         chosen: number of the point that gets a ring.
         cost_axis: with its unit.
         value_axis: in words.
+        key: whether points differ in how far they were trained, which a key explains.
     """
-    costs = [p.cost for p in points] + [limit]
+    costs = [p.cost for p in points] + ([] if limit is None else [limit])
     values = [v for p in points for v in (p.value - p.error, p.value + p.error)] + list(lines.values())
     x_ticks, y_ticks = _ticks(0.0, max(costs) * 1.05), _ticks(min(values), max(values))
     x0, x1, y0, y1 = x_ticks[0], x_ticks[-1], y_ticks[0], y_ticks[-1]
@@ -68,7 +74,8 @@ def front_svg(points: Sequence[Point], lines: Mapping[str, float], limit: float,
     out.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, cost_axis, "middle"))
     middle = (TOP + HEIGHT - BOTTOM) / 2
     out.append(f'<text transform="translate(18 {middle:.1f}) rotate(-90)" text-anchor="middle" fill="{INK}">{escape(value_axis)}</text>')
-    out += [_line(x(limit), TOP, x(limit), HEIGHT - BOTTOM, LIMIT, "6 4"), _text(x(limit), TOP - 8, "limit", "middle", LIMIT)]
+    if limit is not None:
+        out += [_line(x(limit), TOP, x(limit), HEIGHT - BOTTOM, LIMIT, "6 4"), _text(x(limit), TOP - 8, "limit", "middle", LIMIT)]
     places = _apart([(y(value), name) for name, value in lines.items()])
     for name, value in lines.items():
         out += [_line(LEFT, y(value), WIDTH - RIGHT, y(value), GREY, "2 3"), _text(WIDTH - RIGHT + 8, places[name] + 4, f"{name} {value:.3f}", "start")]
@@ -79,7 +86,7 @@ def front_svg(points: Sequence[Point], lines: Mapping[str, float], limit: float,
         out.append(f'<path d="{"".join(steps)}" fill="none" stroke="{GOOD}" stroke-width="1.5"/>')
     for p in sorted(points, key=lambda point: point.whole):
         colour = GOOD if p.whole else GREY
-        title = f"candidate {p.number}: {p.value:.4f} +- {p.error:.4f}, {p.cost:.4g} {'measured' if p.measured else 'predicted'}"
+        title = f"candidate {p.number}: {p.value:.4f}{f' +- {p.error:.4f}' if p.error else ''}, {p.cost:.4g} {'measured' if p.measured else 'predicted'}"
         out.append(_line(x(p.cost), y(p.value - p.error), x(p.cost), y(p.value + p.error), colour))
         fill = colour if p.whole else "white"
         out.append(f'<circle cx="{x(p.cost):.1f}" cy="{y(p.value):.1f}" r="4" fill="{fill}" stroke="{colour}"><title>{escape(title)}</title></circle>')
@@ -87,10 +94,11 @@ def front_svg(points: Sequence[Point], lines: Mapping[str, float], limit: float,
             out.append(f'<circle cx="{x(p.cost):.1f}" cy="{y(p.value):.1f}" r="8" fill="none" stroke="{LIMIT}" stroke-width="1.5"/>')
         if p.whole:
             out.append(_text(x(p.cost) + 10, y(p.value) - 7, str(p.number), "start", GOOD))
-    for row, (word, fill, colour) in enumerate((("trained to the end", GOOD, GOOD), ("stopped earlier", "white", GREY))):  # the key, below what is plotted
-        key = HEIGHT - BOTTOM + 24 + 18 * row
-        out.append(f'<circle cx="{WIDTH - RIGHT + 26}" cy="{key - 4}" r="4" fill="{fill}" stroke="{colour}"/>')
-        out.append(_text(WIDTH - RIGHT + 36, key, word, "start", colour))
+    kinds = (("trained to the end", GOOD, GOOD), ("stopped earlier", "white", GREY)) if key else ()
+    for row, (word, fill, colour) in enumerate(kinds):  # the key, below what is plotted
+        height = HEIGHT - BOTTOM + 24 + 18 * row
+        out.append(f'<circle cx="{WIDTH - RIGHT + 26}" cy="{height - 4}" r="4" fill="{fill}" stroke="{colour}"/>')
+        out.append(_text(WIDTH - RIGHT + 36, height, word, "start", colour))
     return "\n".join([*out, "</svg>"]) + "\n"
 
 
