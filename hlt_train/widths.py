@@ -12,7 +12,6 @@ The cost enters through its gradient, before the optimiser's step.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,11 +31,12 @@ from hlt_train.front import Judged, Point
 from hlt_train.graph import Affine, Graph, evaluate
 from hlt_train.hints import HINT
 from hlt_train.models._widths import Learned, learning
-from hlt_train.preparation import Prepared, assemble, describe
+from hlt_train.preparation import Prepared, assemble
 from hlt_train.progress import Progress
 from hlt_train.restore import Loaded, ModelSpec, load_run, lowered, outline, parameters
 from hlt_train.run import Run
 from hlt_train.scoring import write_working_points
+from hlt_train.stage import stage
 from hlt_train.student_learning import student_learning
 from hlt_train.study import Study, losses_of, precision_of, without
 from hlt_train.training import Trainer
@@ -116,12 +116,7 @@ def _sweep(study: Study, run: Run, network: Any, spec: ModelSpec, steps: int, pr
     extra = without(study.extra, HINT)
     ready = assemble(own, study.dataset, study.inputs, spec, params, losses_of(study, learned), study.mesh, None, extra, more, around)
     folder = run.path / FOLDER
-    again = (folder / "config.yaml").is_file()
-    if folder.exists() and not again:  # killed before it was a run
-        shutil.rmtree(folder)
-    with Run.open(folder) if again else Run.create(folder) as held:
-        if not again:
-            describe(ready, study.mesh, held)
+    with stage(ready, folder, study.mesh) as (held, again):
         trainer = _Sweeper(ready, study, held, progress, lambda of, step: (float(beta(step)), float(price(of))))
         if again:
             trainer.restore(extended=False)
