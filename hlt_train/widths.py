@@ -130,7 +130,7 @@ def _sweep(study: Study, run: Run, network: Any, spec: ModelSpec, steps: int, pr
             _working_points(path, study.dataset, held, progress)
 
 
-def _golden(candidates: Candidates, keep: int, budget: float | None, judge: _Judge) -> list[Judged]:
+def _golden(candidates: Candidates, keep: int, budget: float | None, judge: Callable[[Candidate, Candidates], Judged | None]) -> list[Judged]:
     """The front of those candidates that the training forward would publish, judged; one that cannot be a student makes room for the next."""
     left, known = candidates.all, dict[Candidate, Judged]()
     while left:
@@ -144,8 +144,8 @@ def _golden(candidates: Candidates, keep: int, budget: float | None, judge: _Jud
             else:
                 known[one] = made
         if all(one in left for one in wanted):
-            on_front = set(pareto([known[one].point for one in wanted]))
-            return [known[one] for one in wanted if known[one].point in on_front]
+            made_of = {known[one].point: known[one] for one in wanted}
+            return [made_of[point] for point in pareto(list(made_of))]
     raise RunFailed(
         "none of the networks whose bits were learned can be a student", where="widths", then="the log of RUN/widths says why; fewer bits in precision"
     )

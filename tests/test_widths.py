@@ -17,11 +17,12 @@ from hlt_train.distil import distil, resume
 from hlt_train.errors import Interrupted, RunFailed, UsageError
 from hlt_train.files import read_document, sha256
 from hlt_train.fit import fit
-from hlt_train.front import Point, chosen
+from hlt_train.front import Judged, Point, chosen
 from hlt_train.graph import evaluate
 from hlt_train.progress import Progress
 from hlt_train.restore import load_run, lowered
-from hlt_train.width_candidates import pareto, thinned
+from hlt_train.width_candidates import Candidate, Candidates, pareto, thinned
+from hlt_train.widths import _golden
 from tests import runs
 from tests.distillation import Stopper, config, write_card
 
@@ -144,6 +145,22 @@ def test_refusals(teacher: Path, student: tuple[Path, dict[str, Any]], tmp_path:
             config(teacher, widths=section)
     with pytest.raises(UsageError, match="point of a front is finished"):
         resume(student[0] / "front" / "1", progress=QUIET)
+
+
+def test_what_is_published_is_the_front_of_the_golden_figures(tmp_path: Path) -> None:
+    """By rising golden cost, whatever the training forward said of it; without what another beats, and with the next one for what cannot be a student."""
+    candidates = Candidates(tmp_path, 0)
+    for step, (price, loss) in enumerate([(1.0, 9.0), (2.0, 8.0), (3.0, 7.0), (4.0, 6.0), (5.0, 5.0)]):
+        assert candidates.add(Candidate(step, 1.0, price, loss), {})
+    assert not candidates.add(Candidate(9, 1.0, 3.5, 7.5), {})
+    golden = {0: 3.0, 1: 2.0, 2: 2.5, 3: 2.25}
+
+    def judge(one: Candidate, _: Candidates) -> Judged | None:
+        cost = golden.get(one.step)
+        return None if cost is None else Judged(Point(one.step, 1.0, cost, one.cross_entropy, 0.5, 1, 1), None, None)  # type: ignore[arg-type]
+
+    assert [one.point.step for one in _golden(candidates, 8, None, judge)] == [1, 3]
+    assert [candidate.step for candidate in Candidates(tmp_path, 2).all] == [0, 1, 2]
 
 
 def test_which_points_make_a_front() -> None:
