@@ -62,7 +62,7 @@ WITH_RESUME = {"length", "resume", "inexact", "as_json", "quiet"}
 @click.option("--for", "length", metavar="LENGTH", help="20epochs, 5000steps or 3e6events, the float warm-up included.  [default: 20epochs]")
 @click.option("--model", metavar="NAME", help="Architecture; its options: --set model.OPTION=VALUE.  [default: mlp, widths 32-32]")
 @click.option("--temperature", type=float, metavar="T", help="Of the soft targets.  [default: 2]")
-@click.option("--lambda", "share", type=float, metavar="L", help="Share of the soft targets: L T^2 KL + (1 - L) cross-entropy.  [default: 1]")
+@click.option("--lambda", "share", type=float, metavar="L", help="Share of the soft targets: L T^2 KL + (1 - L) cross-entropy.  [default: 0.5]")
 @click.option("--matching", type=click.Choice(["soft", "logits"]), help="What the teacher's answers are compared as.  [default: soft]")
 @click.option(
     "--hints", type=float, metavar="WEIGHT", help="Learn to predict the teacher's middle layer from the student's, too; --set hints.first=0.25: at first."

@@ -53,7 +53,7 @@ class DistilConfig(TrainingConfig):
     learning_rate: PositiveFloat = 0.01
     precision: dict[str, Any] | None = Field(default_factory=dict)  # None: a float student
     temperature: PositiveFloat = 2.0
-    share: float = Field(1.0, ge=0, le=1, alias="lambda")
+    share: float = Field(0.5, ge=0, le=1, alias="lambda")
     matching: Matching = "soft"
     hints: dict[str, Any] | None = None  # None: none
     objective: dict[str, Any] | None = None  # None: the loss alone
