@@ -165,7 +165,8 @@ def test_a_killed_writer_leaves_a_complete_checkpoint(card: Path, tmp_path: Path
     assert checkpoints.load(path, last, "state")["2"] == last
 
 
-@pytest.mark.parametrize("asked", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("asked", [0, 1])
 def test_a_signal_to_one_stops_all_at_the_same_step(asked: int, card: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     running = start(path, card, 2, **OPTIONS, length="100000steps")

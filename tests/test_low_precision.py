@@ -148,6 +148,7 @@ def test_a_run_learns_on_the_grid_and_goes_on_bit_for_bit(card: Path, tmp_path: 
     assert jax.tree.structure(loaded.model) == jax.tree.structure(outline(loaded.spec, loaded.inputs))
 
 
+@pytest.mark.slow
 def test_a_student_is_trained_in_low_precision_too(card: Path, tmp_path: Path) -> None:
     fit(config(card), tmp_path / "teacher", progress=QUIET)
     section = {"forward": "dynamic<12>", "backward": "dynamic<12>"}

@@ -37,6 +37,7 @@ def same(a: ak.Array, b: ak.Array) -> bool:
     return a.fields == b.fields and all(ak.array_equal(a[name], b[name], dtype_exact=True) for name in a.fields)
 
 
+@pytest.mark.slow
 def test_as_hard_as_the_reference_row(path: Path) -> None:
     figures = jet_figures(path, seeds=3)
     for name, expected in JET_AUC.items():
