@@ -156,7 +156,7 @@ def main() -> None:
             size = parameters(found[0])
             note(f"{size:,} parameters, {name}")
         result += lines(given.kind, size, taught.score, scores, data, given.replicas)
-        for row in result[-len(arms) * len(NAMES[given.kind]) :]:
+        for row in result[-(len(arms) + 1) * len(NAMES[given.kind]) :]:
             note(" | ".join(str(cell) for cell in row))
     header = ["figure", "parameters", "arm", "value", "- alone", "in errors", "- distilled", "in errors", "of the gap"]
     title = f"{given.kind}: {seeds} seeds, {kind.steps:,} steps of {BATCH} rows out of {len(pick):,}, learning rate {kind.rate:g}, T {soft.temperature:g}, "
