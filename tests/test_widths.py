@@ -95,7 +95,7 @@ def test_training_goes_on_from_the_chosen_point(student: tuple[Path, dict[str, A
 
 @pytest.mark.usefixtures("compiled_anew")
 @pytest.mark.slow
-@pytest.mark.parametrize("reports", [26, 5, 55])
+@pytest.mark.parametrize("reports", [26, 5, 36])
 def test_an_interrupted_student_comes_to_the_same_front(teacher: Path, student: tuple[Path, dict[str, Any]], tmp_path: Path, reports: int) -> None:
     """SIGTERM while the bits are learned (and before, and after)."""
     path = tmp_path / "r"
