@@ -14,7 +14,7 @@ from hlt_train.budget import Budget, share
 from hlt_train.certify import POINTS
 from hlt_train.clocks import check_path, network_time, path_time
 from hlt_train.cost import cost
-from hlt_train.data.dataset import Dataset
+from hlt_train.data.dataset import Dataset, evenly
 from hlt_train.data.program import compile_program
 from hlt_train.describe_inputs import FORMAT, VERSION, features_document
 from hlt_train.errors import UsageError
@@ -76,14 +76,10 @@ def predict(budget: Budget, tables: Tables, graph: Graph, counts: Mapping[str, f
 
 def events_of(dataset: Dataset, split: str = "validation") -> Features:
     """Raw features of about 1,000 rows, spread over a split."""
-    clusters = np.flatnonzero(dataset.counts[split])
-    if not len(clusters):
+    if not dataset.size(split):
         raise UsageError(f"the {split} split has no rows, and a time is measured on its events", where=f"card '{dataset.card.name}', splits")
-    chosen = clusters[np.unique(np.linspace(0, len(clusters) - 1, 8).round().astype(np.int64))]
-    rows = dataset.rows(chosen.tolist(), split, columns="training").x
-    n = len(next(iter(rows.groups.values())))
-    picked = np.unique(np.linspace(0, n - 1, EVENTS).round().astype(np.int64))
-    return Features({k: v[picked] for k, v in rows.groups.items()}, {k: v[picked] for k, v in rows.counts.items()})
+    rows = dataset.spread(split, 8)
+    return rows.x.take(evenly(len(rows), EVENTS))
 
 
 def mean_counts(x: Features, inputs: Inputs) -> dict[str, float]:

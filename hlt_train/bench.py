@@ -49,4 +49,4 @@ def _events(golden: Golden) -> Features:
         rows = np.flatnonzero(golden.category == CATEGORIES.index(kind))
         if len(rows):
             break
-    return Features({k: v[rows] for k, v in golden.x.groups.items()}, {k: v[rows] for k, v in golden.x.counts.items()})
+    return golden.x.take(rows)

@@ -144,7 +144,7 @@ def _expect(material: Material, n: int, seed: int, keep: int | None) -> _Expecte
 
 
 def _rows(golden: Golden, rows: np.ndarray) -> Golden:
-    x = Features({k: v[rows] for k, v in golden.x.groups.items()}, {k: v[rows] for k, v in golden.x.counts.items()})
+    x = golden.x.take(rows)
     return Golden(x, golden.outputs[rows], None if golden.score is None else golden.score[rows], golden.decisions[:, rows], golden.category[rows])
 
 
@@ -200,7 +200,7 @@ def _statement(material: Material, expected: _Expected) -> dict[str, Any]:
     graph, golden = material.graph, expected.golden
     counted = {name: int((golden.category == k).sum()) for k, name in enumerate(CATEGORIES)}
     x = (
-        _first(material.data, ULP_ROWS)
+        material.data.take(slice(ULP_ROWS))
         if material.data is not None
         else _rows(golden, np.flatnonzero(golden.category == CATEGORIES.index("random"))[:ULP_ROWS]).x
     )
@@ -221,10 +221,6 @@ def _statement(material: Material, expected: _Expected) -> dict[str, Any]:
 def _decided(material: Material, x: Features) -> np.ndarray:
     outputs = evaluate(material.graph, x)
     return decide(material.graph, scores(material.graph, outputs, material.points), material.points, len(outputs))
-
-
-def _first(x: Features, n: int) -> Features:
-    return Features({k: v[:n] for k, v in x.groups.items()}, {k: v[:n] for k, v in x.counts.items()})
 
 
 def _compare(name: str, exporter: Exporter, material: Material, golden: Golden, directory: Path) -> dict[str, Any]:

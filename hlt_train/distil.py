@@ -11,14 +11,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from jax.sharding import Mesh
 
 from hlt_train import checkpoints, devices, front, widths
 from hlt_train.calibration import calibrate, needs_calibration
 from hlt_train.configuration import check, merge, steps_of
 from hlt_train.data import normalise
-from hlt_train.data.dataset import Dataset
+from hlt_train.data.dataset import Dataset, evenly
 from hlt_train.errors import Interrupted, UsageError
 from hlt_train.files import check_new, write_document
 from hlt_train.following import parts
@@ -284,12 +283,8 @@ def _decided(study: Study, network: Any, spec: ModelSpec) -> ModelSpec:
 
 def some_rows(dataset: Dataset, most: int = ROWS) -> Features:
     """Raw features of at most `most` training rows, spread evenly over the clusters; at most 32 clusters are read."""
-    clusters = np.flatnonzero(dataset.counts["train"])
-    chosen = clusters[np.unique(np.linspace(0, len(clusters) - 1, 32).round().astype(np.int64))]
-    rows = dataset.rows(chosen.tolist(), "train", columns="training").x
-    n = len(next(iter(rows.groups.values())))
-    picked = np.unique(np.linspace(0, n - 1, most).round().astype(np.int64))
-    return Features({k: v[picked] for k, v in rows.groups.items()}, {k: v[picked] for k, v in rows.counts.items()})
+    rows = dataset.spread("train", 32)
+    return rows.x.take(evenly(len(rows), most))
 
 
 def _check_saturation(study: Study, network: Any, spec: ModelSpec) -> dict[str, dict[str, float]]:

@@ -96,10 +96,6 @@ def log_probabilities(ensemble: Ensemble, x: Features) -> np.ndarray:
     experts = []
     for specialist, rows in zip(ensemble.specialists, on.T, strict=True):
         found = np.zeros((len(log_p), len(specialist.members) + 1))
-        found[rows] = expert(specialist, _rows(x, rows)).log_p
+        found[rows] = expert(specialist, x.take(rows)).log_p
         experts.append(Expert(specialist.members, found))
     return combine(log_p, experts, on)
-
-
-def _rows(x: Features, chosen: np.ndarray) -> Features:
-    return Features({name: value[chosen] for name, value in x.groups.items()}, {name: value[chosen] for name, value in x.counts.items()})

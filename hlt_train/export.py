@@ -130,7 +130,7 @@ def _rows(graph: Graph, dataset: Dataset, points: Mapping[str, Any], seed: int) 
     data, start = [], 0
     for rows in dataset.iterate("validation", columns="training"):
         x = _only(graph, rows.x)
-        data.append(_take(x, np.flatnonzero(chosen[start : start + len(rows)])))
+        data.append(x.take(np.flatnonzero(chosen[start : start + len(rows)])))
         start += len(rows)
         score = scores(graph, evaluate(graph, x), points) if limits else None
         if score is not None:
@@ -138,7 +138,7 @@ def _rows(graph: Graph, dataset: Dataset, points: Mapping[str, Any], seed: int) 
                 distance = np.abs(score - threshold).astype(np.float64)
                 distance, candidates = np.concatenate([near[k][0], distance]), _join([near[k][1], x])
                 best = np.argsort(distance, kind="stable")[:NEAREST]
-                near[k] = distance[best], _take(candidates, best)
+                near[k] = distance[best], candidates.take(best)
     return _join(data), _join([part for _, part in near]) if limits else None
 
 
@@ -154,10 +154,6 @@ def _none(graph: Graph) -> Features:
     shapes = {node.group: (len(node.variables),) if node.length is None else (node.length, len(node.variables)) for node in graph.inputs}
     counted = [node.group for node in graph.inputs if node.length is not None]
     return Features({k: np.zeros((0, *v), np.float32) for k, v in shapes.items()}, {k: np.zeros(0, np.int32) for k in counted})
-
-
-def _take(x: Features, rows: np.ndarray) -> Features:
-    return Features({k: v[rows] for k, v in x.groups.items()}, {k: v[rows] for k, v in x.counts.items()})
 
 
 def _join(parts: Sequence[Features]) -> Features:

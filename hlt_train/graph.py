@@ -124,7 +124,7 @@ def evaluate(graph: Graph, x: Features) -> np.ndarray:
     rows = _rows(graph, x)
     widest = max(s.n * (s.length or 1) for s in graph.structure.values())
     step = max(1, CHUNK // widest)
-    parts = [trace(graph, _take(x, slice(start, start + step)))[graph.output.name] for start in range(0, max(rows, 1), step)]
+    parts = [trace(graph, x.take(slice(start, start + step)))[graph.output.name] for start in range(0, max(rows, 1), step)]
     return np.concatenate(parts)
 
 
@@ -153,10 +153,6 @@ def score(graph: Graph, outputs: np.ndarray) -> np.ndarray:
     _guard(graph.output, _bound(outputs, weights[:, None]))
     found: np.ndarray = outputs @ weights
     return found
-
-
-def _take(x: Features, rows: slice | np.ndarray) -> Features:
-    return Features({k: v[rows] for k, v in x.groups.items()}, {k: v[rows] for k, v in x.counts.items()})
 
 
 def _rows(graph: Graph, x: Features) -> int:

@@ -65,7 +65,7 @@ def _chunks(graph: Graph, x: Features) -> Iterator[tuple[int, dict[str, np.ndarr
     step = max(1, CHUNK // widest)
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))
-        yield start, trace(graph, Features({k: v[part] for k, v in x.groups.items()}, {k: v[part] for k, v in x.counts.items()}))
+        yield start, trace(graph, x.take(part))
 
 
 def _first(hits: Bool, wanted: Int64) -> Int64:

@@ -181,16 +181,11 @@ def predict_rows(loaded: Loaded, x: Features, *, batch: int = 4096) -> np.ndarra
     n = len(next(iter(x.groups.values())))
     found = np.empty((n, len(loaded.names)), np.float32)
     for start in range(0, n, batch):
-        rows = normalise.apply(loaded.inputs, _rows(x, start, start + batch))
+        rows = normalise.apply(loaded.inputs, x.take(slice(start, start + batch)))
         part = jax.tree.map(lambda leaf: _padded(leaf, batch), rows)
         stop = min(start + batch, n)
         found[start:stop] = np.asarray(_forward(loaded.model, part))[: stop - start]
     return found
-
-
-def _rows(x: Features, start: int, stop: int) -> Features:
-    rows: Features = jax.tree.map(lambda leaf: leaf[start:stop], x)
-    return rows
 
 
 def _padded(leaf: np.ndarray, rows: int) -> np.ndarray:

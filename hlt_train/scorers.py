@@ -96,7 +96,7 @@ def discriminant_of(card: Card) -> Discriminant | None:
 
 def row(x: Features, index: int) -> Features:
     """One row as features of one row."""
-    return Features({k: v[index : index + 1] for k, v in x.groups.items()}, {k: v[index : index + 1] for k, v in x.counts.items()})
+    return x.take(slice(index, index + 1))
 
 
 def of_graph(graph: Graph, card: Card) -> Callable[[np.ndarray], Scores]:

@@ -19,7 +19,6 @@ from hlt_train.errors import UsageError
 from hlt_train.files import read_arrays, read_document, sha256, write_arrays, write_document
 from hlt_train.progress import Progress
 from hlt_train.teachers import Teacher, order_of
-from hlt_train.types import Features
 
 __all__ = ["SPLITS", "Wanted", "teacher_logits", "wanted_rows"]
 
@@ -131,10 +130,6 @@ def _fill(teacher: Teacher, dataset: Dataset, splits: tuple[str, ...], distinct:
             place = np.minimum(np.searchsorted(distinct, keys), len(distinct) - 1)
             wanted = np.flatnonzero(distinct[place] == keys)
             if len(wanted):
-                found[place[wanted]] = teacher.network.score(_take(rows.x, wanted)).logits
+                found[place[wanted]] = teacher.network.score(rows.x.take(wanted)).logits
             done += len(rows)
             progress.update(done, total, "the teacher's logits")
-
-
-def _take(x: Features, rows: np.ndarray) -> Features:
-    return Features({name: value[rows] for name, value in x.groups.items()}, {name: value[rows] for name, value in x.counts.items()})

@@ -87,7 +87,7 @@ def _measured(model: eqx.Module, x: Features, label: np.ndarray) -> Edges:
     for begin in range(0, n, step):
         stop = min(begin + step, n)
         place = np.minimum(np.arange(begin, begin + step), n - 1)  # one shape, one compilation
-        part = Features({k: v[place] for k, v in x.groups.items()}, {k: v[place] for k, v in x.counts.items()})
+        part = x.take(place)
         owner, vertex = np.nonzero(np.asarray(every(part, label[place]))[: stop - begin])
         owners.append(owner + begin)
         vertices.append(vertex)

@@ -28,6 +28,10 @@ class Features(NamedTuple):
     groups: dict[str, Array]
     counts: dict[str, Array]
 
+    def take(self, rows: Any) -> Features:
+        """Some of the rows: a slice, indices, or a mask `[n_rows]`."""
+        return Features({name: x[rows] for name, x in self.groups.items()}, {name: n[rows] for name, n in self.counts.items()})
+
 
 class Batch(NamedTuple):
     """What one worker trains on in one step.
@@ -72,6 +76,12 @@ class Rows(NamedTuple):
 
     def __len__(self) -> int:  # rows, not fields
         return len(self.label)
+
+    def take(self, rows: slice) -> Rows:
+        """Some of the rows; fields that were not read stay empty."""
+        fields = {name: getattr(self, name)[rows] for name in ("label", "weight", "rate_weight", "sample", "identity", "object")}
+        observers, reference = ({name: column[rows] for name, column in columns.items()} for columns in (self.observers, self.reference))
+        return Rows(x=self.x.take(rows), **fields, observers=observers, reference=reference)
 
 
 @dataclass(frozen=True)

@@ -205,10 +205,8 @@ class _Judge:
 
 def _some_of(split: str, dataset: Dataset) -> Rows:
     """All rows of a split, or those of clusters spread evenly over it: about `MOST`."""
-    clusters = np.flatnonzero(dataset.counts[split])
-    wanted = max(1, round(len(clusters) * min(1.0, MOST / max(dataset.size(split), 1))))
-    picked = clusters[np.unique(np.linspace(0, len(clusters) - 1, wanted).round().astype(np.int64))]
-    return dataset.rows(picked.tolist(), split, columns="training")
+    share = min(1.0, MOST / max(dataset.size(split), 1))
+    return dataset.spread(split, max(1, round(np.count_nonzero(dataset.counts[split]) * share)))
 
 
 class _Sweeper(Trainer):

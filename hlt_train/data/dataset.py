@@ -25,7 +25,7 @@ from hlt_train.data.table import Table
 from hlt_train.errors import UsageError, nearest
 from hlt_train.types import Rows
 
-__all__ = ["Dataset", "open_dataset"]
+__all__ = ["Dataset", "evenly", "open_dataset"]
 
 
 class Dataset:
@@ -113,7 +113,12 @@ class Dataset:
         numbers = np.flatnonzero(self._counts(split)).tolist()
         for _, rows in self.decode(numbers, split, columns=columns):
             for start in range(0, len(rows), step):
-                yield rows if len(rows) <= step else _slice(rows, start, start + step)
+                yield rows if len(rows) <= step else rows.take(slice(start, start + step))
+
+    def spread(self, split: str, clusters: int) -> Rows:
+        """Features, labels and training weights of the rows in up to so many clusters, spread evenly over those that a split has rows in."""
+        numbers = np.flatnonzero(self._counts(split))
+        return self.rows(numbers[evenly(len(numbers), clusters)].tolist(), split, columns="training")
 
     def branch_values(self, split: str, names: Iterable[str], most: int, samples: Collection[str] | None = None) -> dict[str, Any]:
         """Branches as they lie in the files, behind these names, of at most `most` entries of a split, from up to 16 clusters spread over it.
@@ -288,9 +293,6 @@ def _check(dataset: Dataset, index: Index, *, training: bool) -> None:
         dataset.warnings.append(f"{100 * fraction:.2g} % of the training rows have a negative weight ('weights.negative: {dataset.card.weights.negative}')")
 
 
-def _slice(rows: Rows, start: int, stop: int) -> Rows:
-    part = slice(start, stop)
-    x = rows.x._replace(groups={n: v[part] for n, v in rows.x.groups.items()}, counts={n: v[part] for n, v in rows.x.counts.items()})
-    fields = {name: getattr(rows, name)[part] for name in ("label", "weight", "rate_weight", "sample", "identity", "object")}
-    observers = {n: v[part] for n, v in rows.observers.items()}
-    return Rows(x=x, **fields, observers=observers, reference={n: v[part] for n, v in rows.reference.items()})
+def evenly(n: int, most: int) -> np.ndarray:
+    """int64: at most `most` of the numbers below n, from the first to the last, evenly apart."""
+    return np.unique(np.linspace(0, n - 1, most).round().astype(np.int64))

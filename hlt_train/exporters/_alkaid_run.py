@@ -59,7 +59,7 @@ def load(directory: Path) -> Callable[[Features], np.ndarray]:
         parts = []
         for start in range(0, max(rows, 1), ROWS):
             some = slice(start, start + ROWS)
-            part = Features({k: v[some] for k, v in x.groups.items()}, {k: v[some] for k, v in x.counts.items()})
+            part = x.take(some)
             parts.append(program.predict(np.ascontiguousarray(ports(graph, part)), n_threads=1) if rows else np.zeros((0, len(f))))
         return whole(np.concatenate(parts).reshape(rows, len(f)) * 2.0 ** f.astype(np.float64))
 

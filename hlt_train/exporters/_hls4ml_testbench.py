@@ -10,7 +10,6 @@ from hlt_train import files
 from hlt_train.exporters._convolutions import masked_groups
 from hlt_train.exporters._grid import input_integers, read_graph
 from hlt_train.golden import read_golden
-from hlt_train.types import Features
 
 __all__ = ["write_testbench"]
 
@@ -24,7 +23,7 @@ def write_testbench(directory: Path) -> None:
     """
     graph, golden = read_graph(directory), read_golden(directory)
     rows = np.unique(np.linspace(0, len(golden) - 1, EVENTS).astype(np.int64))
-    x = Features({k: v[rows] for k, v in golden.x.groups.items()}, {k: v[rows] for k, v in golden.x.counts.items()})
+    x = golden.x.take(rows)
     integers = input_integers(graph, x)
     columns = [_real(integers[node.group], graph.structure[node.name].f).reshape(len(rows), -1) for node in graph.inputs]
     masked = masked_groups(graph)

@@ -25,7 +25,7 @@ def whole(values: np.ndarray) -> np.ndarray:
 def singly(x: Features) -> list[Features]:
     """The first `TIMED` events, each as features of one row."""
     rows = range(min(len(next(iter(x.groups.values()))), TIMED))
-    return [Features({k: v[i : i + 1] for k, v in x.groups.items()}, {k: v[i : i + 1] for k, v in x.counts.items()}) for i in rows]
+    return [x.take(slice(i, i + 1)) for i in rows]
 
 
 def timed(call: Callable[[Any], Any], events: Sequence[Any], calls: int) -> dict[str, Any]:

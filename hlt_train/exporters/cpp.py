@@ -69,7 +69,7 @@ def cpp(*, compiler: str = "") -> Exporter:
     def latency(directory: Path, x: Features) -> dict[str, Any]:
         words = find_compiler(compiler)
         library = build(directory, words)
-        some = Features({k: v[:_TIMED] for k, v in x.groups.items()}, {k: v[:_TIMED] for k, v in x.counts.items()})
+        some = x.take(slice(_TIMED))
         times = library.time(some)
         others = [name for name, available in library.paths.items() if available and name != library.path]
         return {

@@ -20,7 +20,6 @@ from hlt_train.errors import UsageError
 from hlt_train.exporters._grid import write_graph
 from hlt_train.golden import Golden, write_golden
 from hlt_train.graph import Graph, Requant, evaluate
-from hlt_train.types import Features
 from hlt_train.vectors import vectors
 from tests import graphs
 from tests.exporters.covering import CASES, FACTORS, FLOATS, NEAREST, TARGETS, TOLERANCE, Case, Row, covering, float_graph, graph_of, pairs
@@ -116,7 +115,7 @@ def golden(graph: Graph, n: int) -> tuple[Golden, dict[str, Any]]:
         cuts = [int(np.quantile(score, q)) for q in (0.5, 0.95)]
         points = {"points": [{"name": f"cut {cut}", "integer_threshold": cut, "threshold": 0.0} for cut in cuts]}
         near = np.unique(np.concatenate([np.argsort(np.abs(score - cut), kind="stable")[: NEAREST // 2] for cut in cuts]))
-        nearest = Features({k: v[near] for k, v in data.groups.items()}, {k: v[near] for k, v in data.counts.items()})
+        nearest = data.take(near)
     x, category = vectors(graph, data, nearest, n=n, seed=2)
     outputs = evaluate(graph, x)
     score = scores(graph, outputs, points)
