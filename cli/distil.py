@@ -9,25 +9,26 @@ import click
 
 from hlt_train.cli._config import assignments, card_content, given, override_files
 from hlt_train.cli._options import emit, files_option, json_option, quiet_option, set_option
+from hlt_train.cli._training import (
+    TRAINING_KEYS,
+    batch_option,
+    checkpoint_every_option,
+    devices_option,
+    inexact_option,
+    keep_option,
+    optimizer_option,
+    patience_option,
+    refuse_beside_resume,
+    resident_option,
+    threads_option,
+)
 from hlt_train.errors import UsageError
 
 __all__ = ["command"]
 
 # parameter of the command -> key of the configuration
-KEYS = {
+KEYS = TRAINING_KEYS | {
     "model": "model",
-    "optimizer": "optimizer",
-    "schedule": "schedule",
-    "learning_rate": "learning_rate",
-    "batch": "batch",
-    "length": "for",
-    "seed": "seed",
-    "devices": "devices",
-    "resident": "resident",
-    "checkpoint_every": "checkpoint_every",
-    "keep": "keep",
-    "patience": "patience",
-    "threads": "threads",
     "temperature": "temperature",
     "share": "lambda",
     "matching": "matching",
@@ -81,20 +82,20 @@ WITH_RESUME = {"length", "resume", "inexact", "as_json", "quiet"}
 @click.option("--isa", metavar="PATH", help="Code path of the C++ header that times are of.  [default: the one that this processor takes]")
 @click.option("--latency-table", metavar="FILE", help="What `bench --calibrate` wrote; the search predicts times from it.  [default: made first]")
 @click.option("--trials", type=int, metavar="N", help="Candidates that a search trains.  [default: 16]")
-@click.option("--batch", type=int, metavar="N", help="Rows per step over all devices.  [default: 512]")
-@click.option("--optimizer", metavar="NAME", help="By its name in optax; its options: --set optimizer.OPTION=VALUE.  [default: adam]")
+@batch_option
+@optimizer_option
 @click.option("--schedule", metavar="NAME", help="By its name in optax, over each stage.  [default: cosine_decay_schedule]")
-@click.option("--devices", type=int, metavar="N", help="Devices of this machine.  [default: 1 on a CPU, all GPUs]")
+@devices_option
 @click.option("--seed", type=int, metavar="N", help="Of the weights and the order of the rows; the first one with --seeds.  [default: 1]")
-@click.option("--patience", type=int, metavar="N", help="Stop after N epochs without a better validation loss.")
-@click.option("--resident", type=click.Choice(["auto", "always", "never"]), help="Keep the decoded data on the device; auto: up to a quarter of its memory.")
-@click.option("--threads", type=int, metavar="N", help="Threads that decompress.")
-@click.option("--checkpoint-every", type=int, metavar="STEPS", help="Steps between checkpoints.  [default: the ends of epochs, 5 s apart]")
-@click.option("--keep", type=int, metavar="N", help="Checkpoints kept besides LAST and BEST.  [default: 3]")
+@patience_option
+@resident_option
+@threads_option
+@checkpoint_every_option
+@keep_option
 @click.option("--max-unmatched", type=float, metavar="FRACTION", help="Most rows unknown to a teacher; rows unknown to all learn from labels.  [default: 0.01]")
 @click.option("--allow-offline", is_flag=True, help="Let the student use inputs that a trigger does not have.")
 @click.option("--resume", metavar="DIR", type=click.Path(path_type=Path), help="Continue a run exactly where it was; with --for, to a later end.")
-@click.option("--inexact", is_flag=True, help="Resume although versions or machine differ and the result will not be the same to the bit.")
+@inexact_option
 @click.option("--dry-run", is_flag=True, help="Open the files, compile, run one step, print shapes, memory and speed; write nothing.")
 @click.option(
     "--config", metavar="FILE", type=click.Path(path_type=Path), help="A configuration, for instance RUN/config.yaml; flags and HLT_TRAIN_DISTIL_* win over it."
@@ -128,10 +129,7 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
 def _resume(ctx: click.Context, progress: Any) -> dict[str, Any]:
     options = ctx.params
-    extra = [p for p in ctx.params if p not in WITH_RESUME and ctx.get_parameter_source(p) == click.core.ParameterSource.COMMANDLINE]
-    if extra:
-        names = ", ".join(f"'{name.replace('_', '-')}'" for name in extra)
-        raise UsageError(f"--resume continues the run as it is configured; it does not take {names}", then="a new --run with --config")
+    refuse_beside_resume(ctx, WITH_RESUME, "run", then="a new --run with --config")
     from hlt_train.distil import resume
 
     return resume(options["resume"], length=options["length"], inexact=options["inexact"], progress=progress)

@@ -10,15 +10,25 @@ import click
 
 from hlt_train.cli._config import assignments, card_content, given, override_files
 from hlt_train.cli._options import CARD, emit, files_option, json_option, quiet_option, set_option
+from hlt_train.cli._training import (
+    TRAINING_KEYS,
+    batch_option,
+    checkpoint_every_option,
+    inexact_option,
+    keep_option,
+    optimizer_option,
+    patience_option,
+    refuse_beside_resume,
+    resident_option,
+    threads_option,
+)
 from hlt_train.errors import UsageError
 
 __all__ = ["command"]
 
 # parameter of the command -> key of the configuration
-KEYS = {
+KEYS = TRAINING_KEYS | {
     "model": "model",
-    "optimizer": "optimizer",
-    "schedule": "schedule",
     "strategy": "strategy",
     "transport": "transport",
     "workers": "transport.workers",
@@ -29,18 +39,8 @@ KEYS = {
     "with_ft": "transport.with_ft",
     "respawn": "transport.respawn",
     "backups": "strategy.backups",
-    "learning_rate": "learning_rate",
-    "batch": "batch",
-    "length": "for",
-    "seed": "seed",
-    "devices": "devices",
-    "resident": "resident",
     "scan": "scan",
     "buffer": "buffer",
-    "checkpoint_every": "checkpoint_every",
-    "keep": "keep",
-    "patience": "patience",
-    "threads": "threads",
     "init_from": "init_from",
 }
 WITH_RESUME = {"length", "workers", "devices", "nodes", "resume", "inexact", "as_json", "quiet"}
@@ -54,9 +54,9 @@ WITH_RESUME = {"length", "workers", "devices", "nodes", "resume", "inexact", "as
 @click.option("--val", metavar="GLOB", multiple=True, help="Files of the validation split.")
 @click.option("--test", metavar="GLOB", multiple=True, help="Files of the test split.")
 @click.option("--for", "length", metavar="LENGTH", help="20epochs, 5000steps or 3e6events.  [default: 20epochs]")
-@click.option("--batch", type=int, metavar="N", help="Rows per step over all devices.  [default: 512]")
+@batch_option
 @click.option("--model", metavar="NAME", help="Architecture; its options: --set model.OPTION=VALUE.  [default: mlp]")
-@click.option("--optimizer", metavar="NAME", help="By its name in optax; its options: --set optimizer.OPTION=VALUE.  [default: adam]")
+@optimizer_option
 @click.option("--learning-rate", type=float, metavar="RATE", help="Peak of the schedule.  [default: 0.003]")
 @click.option("--schedule", metavar="NAME", help="By its name in optax, over the whole length.  [default: cosine_decay_schedule]")
 @click.option("--strategy", metavar="NAME", help="Distributed SGD rule.  [default: sync]")
@@ -78,16 +78,16 @@ WITH_RESUME = {"length", "workers", "devices", "nodes", "resume", "inexact", "as
     help="lockstep: this process is INDEX of COUNT; process 0 is reached at HOST:PORT. Under mpirun or srun HOST:PORT is enough.",
 )
 @click.option("--seed", type=int, metavar="N", help="Of the weights, the order of the rows and dropout.  [default: 1]")
-@click.option("--patience", type=int, metavar="N", help="Stop after N epochs without a better validation loss.")
-@click.option("--resident", type=click.Choice(["auto", "always", "never"]), help="Keep the decoded data on the device; auto: up to a quarter of its memory.")
+@patience_option
+@resident_option
 @click.option("--buffer", type=int, metavar="ROWS", help="Rows shuffled together when the data are streamed.  [default: 131072]")
 @click.option("--scan", type=int, metavar="N", help="Most steps per call into the device.  [default: 32]")
-@click.option("--threads", type=int, metavar="N", help="Threads that decompress.")
-@click.option("--checkpoint-every", type=int, metavar="STEPS", help="Steps between checkpoints.  [default: the ends of epochs, 5 s apart]")
-@click.option("--keep", type=int, metavar="N", help="Checkpoints kept besides LAST and BEST.  [default: 3]")
+@threads_option
+@checkpoint_every_option
+@keep_option
 @click.option("--init-from", metavar="RUN", help="Start from the weights (BEST) and the normalisation of another run.")
 @click.option("--resume", metavar="DIR", type=click.Path(path_type=Path), help="Continue a run exactly where it was; with --for, to a later end.")
-@click.option("--inexact", is_flag=True, help="Resume although versions or machine differ and the result will not be the same to the bit.")
+@inexact_option
 @click.option("--dry-run", is_flag=True, help="Open the files, compile, run one step, print shapes, memory and speed; write nothing.")
 @click.option(
     "--config", metavar="FILE", type=click.Path(path_type=Path), help="A configuration, for instance RUN/config.yaml; flags and HLT_TRAIN_FIT_* win over it."
@@ -124,10 +124,7 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
 def _resume(ctx: click.Context, progress: Any) -> dict[str, Any] | None:
     options = ctx.params
-    extra = [p for p in ctx.params if p not in WITH_RESUME and ctx.get_parameter_source(p) == click.core.ParameterSource.COMMANDLINE]
-    if extra:
-        names = ", ".join(f"'{name.replace('_', '-')}'" for name in extra)
-        raise UsageError(f"--resume continues the run as it is configured; it does not take {names}", then="a new --run with --config and --init-from")
+    refuse_beside_resume(ctx, WITH_RESUME, "run", then="a new --run with --config and --init-from")
     from hlt_train.run import check_is_run, read_config
 
     check_is_run(options["resume"], then="hlt-train fit --run DIR starts a new run")

@@ -9,27 +9,27 @@ import click
 
 from hlt_train.cli._config import assignments, given, override_files
 from hlt_train.cli._options import emit, files_option, json_option, quiet_option, set_option
+from hlt_train.cli._training import (
+    TRAINING_KEYS,
+    batch_option,
+    checkpoint_every_option,
+    devices_option,
+    inexact_option,
+    keep_option,
+    optimizer_option,
+    refuse_beside_resume,
+    resident_option,
+    threads_option,
+)
 from hlt_train.errors import UsageError
 
 __all__ = ["command"]
 
 # parameter of the command -> key of the configuration
-KEYS = {
+KEYS = TRAINING_KEYS | {
     "count": "count",
     "size": "size",
     "top": "top",
-    "optimizer": "optimizer",
-    "schedule": "schedule",
-    "learning_rate": "learning_rate",
-    "batch": "batch",
-    "length": "for",
-    "seed": "seed",
-    "devices": "devices",
-    "resident": "resident",
-    "checkpoint_every": "checkpoint_every",
-    "keep": "keep",
-    "patience": "patience",
-    "threads": "threads",
     "temperature": "temperature",
     "share": "lambda",
 }
@@ -47,18 +47,18 @@ WITH_RESUME = {"resume", "inexact", "as_json", "quiet"}
 @click.option("--learning-rate", type=float, metavar="RATE", help="Peak of the schedule.  [default: 0.001]")
 @click.option("--lambda", "share", type=float, metavar="L", help="Share of the generalist's soft targets in a specialist's loss.  [default: 0]")
 @click.option("--temperature", type=float, metavar="T", help="Of the soft targets.  [default: 2]")
-@click.option("--batch", type=int, metavar="N", help="Rows per step over all devices.  [default: 512]")
-@click.option("--optimizer", metavar="NAME", help="By its name in optax; its options: --set optimizer.OPTION=VALUE.  [default: adam]")
+@batch_option
+@optimizer_option
 @click.option("--schedule", metavar="NAME", help="By its name in optax, over each specialist.  [default: cosine_decay_schedule]")
-@click.option("--devices", type=int, metavar="N", help="Devices of this machine.  [default: 1 on a CPU, all GPUs]")
+@devices_option
 @click.option("--seed", type=int, metavar="N", help="Of the order of the rows and dropout of the first specialist; the next ones count on.  [default: 1]")
 @click.option("--patience", type=int, metavar="N", help="Stop a specialist after N epochs without a better validation loss.")
-@click.option("--resident", type=click.Choice(["auto", "always", "never"]), help="Keep the decoded data on the device; auto: up to a quarter of its memory.")
-@click.option("--threads", type=int, metavar="N", help="Threads that decompress.")
-@click.option("--checkpoint-every", type=int, metavar="STEPS", help="Steps between checkpoints.  [default: the ends of epochs, 5 s apart]")
-@click.option("--keep", type=int, metavar="N", help="Checkpoints kept besides LAST and BEST.  [default: 3]")
+@resident_option
+@threads_option
+@checkpoint_every_option
+@keep_option
 @click.option("--resume", metavar="DIR", type=click.Path(path_type=Path), help="Continue an ensemble exactly where it was.")
-@click.option("--inexact", is_flag=True, help="Resume although versions or machine differ and the result will not be the same to the bit.")
+@inexact_option
 @click.option("--dry-run", is_flag=True, help="Find the sets, compile, run one step, print sets, shapes, memory and speed; write nothing.")
 @click.option("--config", metavar="FILE", type=click.Path(path_type=Path), help="A configuration, for instance DIR/config.yaml; flags win over it.")
 @set_option
@@ -81,10 +81,7 @@ def command(ctx: click.Context, /, **options: Any) -> None:
 
 def _resume(ctx: click.Context, progress: Any) -> dict[str, Any]:
     options = ctx.params
-    extra = [p for p in ctx.params if p not in WITH_RESUME and ctx.get_parameter_source(p) == click.core.ParameterSource.COMMANDLINE]
-    if extra:
-        names = ", ".join(f"'{name.replace('_', '-')}'" for name in extra)
-        raise UsageError(f"--resume continues the ensemble as it is configured; it does not take {names}", then="a new --run with --config")
+    refuse_beside_resume(ctx, WITH_RESUME, "ensemble", then="a new --run with --config")
     from hlt_train.specialists import resume
 
     return resume(options["resume"], inexact=options["inexact"], progress=progress)
