@@ -91,7 +91,8 @@ def _core() -> int:
 def _largest(directory: Path, source: str, scratch: Path, arguments: Sequence[str]) -> dict[str, Any]:
     """The program run in each of the processes, one after the other; the figures of the one with the largest median."""
     words = find_compiler()
-    (scratch / source).write_text(template(source))
+    for name in (source, "clock.hpp"):
+        (scratch / name).write_text(template(name))
     program = scratch / "clock"
     compile_cpp(words, [scratch / source], program, ["-O2", f"-I{directory.resolve()}"])
     found = []

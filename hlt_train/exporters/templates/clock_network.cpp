@@ -5,46 +5,20 @@
 // EVENTS, little-endian: int64 n, then per group in the order of the network float32 [n][length or 1][variables] and, of constituents, int32 [n] counts.
 #include <cstdio>
 #include <cstdlib>
-#include <string>
 #include <vector>
-
-#if defined(__linux__)
-#include <sched.h>
-#endif
 
 #include "net.hpp"
 #include "timing.hpp"
 
-namespace {
+#include "clock.hpp"
 
-[[noreturn]] void fail(const char* what) {
-  std::fprintf(stderr, "FAILED: %s\n", what);
-  std::exit(1);
-}
-
-template <class T>
-std::vector<T> take(std::FILE* stream, std::size_t count) {
-  std::vector<T> values(count);
-  if (count > 0 && std::fread(values.data(), sizeof(T), count, stream) != count) fail("the events are damaged");
-  return values;
-}
-
-}  // namespace
+using namespace hlt_train_clock;
 
 int main(int argc, char** argv) {
   if (argc != 6) fail("usage: clock_network PATH CORE BLOCKS CALLS EVENTS");
-#if defined(__linux__)
-  cpu_set_t cores;
-  CPU_ZERO(&cores);
-  CPU_SET(std::atoi(argv[2]), &cores);
-  if (sched_setaffinity(0, sizeof cores, &cores) != 0) fail("the core cannot be taken");
-#endif
-  const net::Path* path = nullptr;
-  for (const net::Path& one : net::paths)
-    if (one.name == std::string(argv[1]) && one.available()) path = &one;
-  if (path == nullptr) fail("this processor has no such path");
-  std::FILE* stream = std::fopen(argv[5], "rb");
-  if (stream == nullptr) fail("the events cannot be opened");
+  pin(argv[2]);
+  const net::Path& path = path_called(argv[1]);
+  std::FILE* stream = opened(argv[5]);
   const std::size_t n = static_cast<std::size_t>(take<std::int64_t>(stream, 1)[0]);
   std::vector<std::vector<float>> x;
   std::vector<std::vector<std::int32_t>> counts;
@@ -68,24 +42,19 @@ int main(int argc, char** argv) {
         sizes[g] = counts[g].empty() ? 0 : counts[g][at];
       }
       net::Logit logits[net::n_outputs];
-      path->evaluate_groups(pointers, sizes, logits);
+      path.evaluate_groups(pointers, sizes, logits);
       last = static_cast<float>(logits[0]);
     }
     return (hlt_train_timing::now() - start) / calls;
   };
   const int blocks = std::atoi(argv[3]), calls = std::atoi(argv[4]);
-  const double settled = hlt_train_timing::now() + 5e7;  // the clock of the processor settles
-  do chain(100);
-  while (hlt_train_timing::now() < settled);
+  settle([&] { chain(100); });
   std::vector<double> times;
   for (int b = 0; b < blocks; ++b) times.push_back(chain(calls));
-  std::vector<double> clocks;
+  std::vector<double> clocks = readings();
   double tick = 1e9;
-  for (int k = 0; k < 10000; ++k) {
-    const double start = hlt_train_timing::now();
-    clocks.push_back(hlt_train_timing::now() - start);
-    if (clocks.back() > 0 && clocks.back() < tick) tick = clocks.back();
-  }
+  for (const double clock : clocks)
+    if (clock > 0 && clock < tick) tick = clock;
   std::printf("{\"median_ns\": %.4f, \"p99_ns\": %.4f, \"p999_ns\": %.4f, \"clock_ns\": %.3f, \"tick_ns\": %.3f, \"last\": %g}\n",
               hlt_train_timing::quantile(times, 0.5), hlt_train_timing::quantile(times, 0.99), hlt_train_timing::quantile(times, 0.999),
               hlt_train_timing::quantile(clocks, 0.5), tick, static_cast<double>(last));

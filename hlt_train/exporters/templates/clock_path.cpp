@@ -5,31 +5,18 @@
 // FEATURES has the layout of golden_features.bin; what it says of expected features is not read. Selections are not part of features.hpp, nor of this time.
 #include <cstdio>
 #include <cstdlib>
-#include <string>
 #include <vector>
-
-#if defined(__linux__)
-#include <sched.h>
-#endif
 
 #include "features.hpp"
 #include "net.hpp"
 #include "timing.hpp"
 #include "working_points.hpp"
 
+#include "clock.hpp"
+
+using namespace hlt_train_clock;
+
 namespace {
-
-[[noreturn]] void fail(const char* what) {
-  std::fprintf(stderr, "FAILED: %s\n", what);
-  std::exit(1);
-}
-
-template <class T>
-std::vector<T> take(std::FILE* stream, std::size_t count) {
-  std::vector<T> values(count);
-  if (count > 0 && std::fread(values.data(), sizeof(T), count, stream) != count) fail("the branch values are damaged");
-  return values;
-}
 
 // `derive` takes the number of the object where the examples are objects.
 template <class B, class X>
@@ -62,18 +49,9 @@ bool decide(const net::Path& path, const Event& event) {
 
 int main(int argc, char** argv) {
   if (argc != 5) fail("usage: clock_path PATH CORE ROUNDS FEATURES");
-#if defined(__linux__)
-  cpu_set_t cores;
-  CPU_ZERO(&cores);
-  CPU_SET(std::atoi(argv[2]), &cores);
-  if (sched_setaffinity(0, sizeof cores, &cores) != 0) fail("the core cannot be taken");
-#endif
-  const net::Path* path = nullptr;
-  for (const net::Path& one : net::paths)
-    if (one.name == std::string(argv[1]) && one.available()) path = &one;
-  if (path == nullptr) fail("this processor has no such path");
-  std::FILE* stream = std::fopen(argv[4], "rb");
-  if (stream == nullptr) fail("the branch values cannot be opened");
+  pin(argv[2]);
+  const net::Path& path = path_called(argv[1]);
+  std::FILE* stream = opened(argv[4]);
   take<char>(stream, 8);
   const std::size_t n = static_cast<std::size_t>(take<std::int64_t>(stream, 1)[0]);
   const std::vector<std::int32_t> object = take<std::int32_t>(stream, net::of_object ? n : 0);
@@ -101,25 +79,21 @@ int main(int argc, char** argv) {
     }
   }
   volatile long passed = 0;
-  const double settled = hlt_train_timing::now() + 5e7;  // the clock of the processor settles
-  do {
-    for (const Event& event : events) passed = passed + (decide(*path, event) ? 1 : 0);
-  } while (hlt_train_timing::now() < settled);
+  settle([&] {
+    for (const Event& event : events) passed = passed + (decide(path, event) ? 1 : 0);
+  });
   passed = 0;
-  std::vector<double> times, clocks;
+  std::vector<double> times;
   for (int round = 0; round < std::atoi(argv[3]); ++round)
     for (const Event& event : events) {
       const double start = hlt_train_timing::now();
-      const bool kept = decide(*path, event);
+      const bool kept = decide(path, event);
       times.push_back(hlt_train_timing::now() - start);
       passed = passed + (kept ? 1 : 0);
     }
   double sum = 0.0;
   for (const double time : times) sum += time;
-  for (int k = 0; k < 10000; ++k) {
-    const double start = hlt_train_timing::now();
-    clocks.push_back(hlt_train_timing::now() - start);
-  }
+  std::vector<double> clocks = readings();
   std::printf("{\"median_ns\": %.1f, \"p99_ns\": %.1f, \"mean_ns\": %.1f, \"clock_ns\": %.3f, \"events\": %zu, \"passed\": %ld}\n",
               hlt_train_timing::quantile(times, 0.5), hlt_train_timing::quantile(times, 0.99), sum / static_cast<double>(times.size()),
               hlt_train_timing::quantile(clocks, 0.5), n, static_cast<long>(passed));
