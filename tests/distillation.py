@@ -7,9 +7,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from hlt_train import checkpoints
 from hlt_train.configuration import check
 from hlt_train.data.card import load_card
 from hlt_train.distil import DistilConfig
+from hlt_train.files import sha256
+from hlt_train.fit import fit
 from hlt_train.progress import Progress
 from tests import runs
 
@@ -36,6 +39,17 @@ def change(card: Path, name: str, *pairs: tuple[str, str]) -> Path:
     changed = card.with_name(name)
     changed.write_text(text)
     return changed
+
+
+def train_teacher(card: Path, path: Path) -> Path:
+    """A small teacher that knows something, in `path`."""
+    fit(runs.config(card, length="6epochs", learning_rate=0.02, model={"name": "mlp", "widths": [16]}), path, progress=Progress(quiet=True))
+    return path
+
+
+def weights_hash(path: Path, which: str = "LAST") -> str:
+    """SHA-256 of the weights of a run's checkpoint."""
+    return sha256(path / "checkpoints" / str(checkpoints.pointed(path, which)) / "weights.npz")
 
 
 def config(teacher: Path, card: Path | None = None, **options: Any) -> DistilConfig:

@@ -14,14 +14,12 @@ from hlt_train.data import normalise
 from hlt_train.data.dataset import open_dataset
 from hlt_train.distil import distil, dry_run, finished, resume
 from hlt_train.errors import Interrupted, RunFailed, UsageError
-from hlt_train.files import read_arrays, read_document, sha256
-from hlt_train.fit import fit
+from hlt_train.files import read_arrays, read_document
 from hlt_train.graph import evaluate
 from hlt_train.progress import Progress
 from hlt_train.restore import load_run, lowered, parameters, predict_rows
 from hlt_train.run import read_config
-from tests import runs
-from tests.distillation import SUBSET, Stopper, change, config, write_card
+from tests.distillation import SUBSET, Stopper, change, config, train_teacher, weights_hash, write_card
 
 QUIET = Progress(quiet=True)
 
@@ -33,19 +31,13 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def teacher(card: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "teacher"
-    fit(runs.config(card, length="6epochs", learning_rate=0.02, model={"name": "mlp", "widths": [16]}), path, progress=QUIET)
-    return path
+    return train_teacher(card, tmp_path_factory.mktemp("runs") / "teacher")
 
 
 @pytest.fixture(scope="module")
 def student(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     path = tmp_path_factory.mktemp("runs") / "student"
     return path, distil(config(teacher, length="16epochs", learning_rate=0.03, share=0.9, temperature=3.0), path, progress=QUIET)
-
-
-def weights(path: Path, which: str = "LAST") -> str:
-    return sha256(path / "checkpoints" / str(checkpoints.pointed(path, which)) / "weights.npz")
 
 
 def test_it_writes_all_there_is_to_know(teacher: Path, student: tuple[Path, dict[str, Any]]) -> None:
@@ -116,8 +108,8 @@ def test_an_interrupted_student_is_the_undisturbed_one(teacher: Path, student: t
     assert f"distil --resume {path}" in str(stopped.value)
     assert not finished(path)
     result = resume(path, progress=QUIET)
-    assert weights(path) == weights(student[0])
-    assert weights(path, "BEST") == weights(student[0], "BEST")
+    assert weights_hash(path) == weights_hash(student[0])
+    assert weights_hash(path, "BEST") == weights_hash(student[0], "BEST")
     assert result["golden"] == student[1]["golden"]
     assert load_run(path).spec == load_run(student[0]).spec
 

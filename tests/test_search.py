@@ -19,7 +19,7 @@ from hlt_train.progress import Progress
 from hlt_train.restore import load_run
 from hlt_train.run import read_config
 from tests import runs
-from tests.distillation import SUBSET, Stopper, change, config, write_card
+from tests.distillation import SUBSET, Stopper, change, config, weights_hash, write_card
 
 QUIET = Progress(quiet=True)
 SEARCH = {"trials": 3, "widths": [3, 4], "depth": [1, 2], "rungs": 2, "weights": [4, 6], "options": {"temperature": [1.0, 2.0]}}
@@ -55,7 +55,7 @@ def test_one_candidate_that_fits(teacher: Path, tmp_path: Path) -> None:
     assert told["candidates"][told["chosen"]]["model"] == {"name": "mlp", "widths": [3]}
     assert [p.name for p in (path / "search" / "candidates").iterdir()] == [str(told["chosen"])]
     assert read_config(path)["model"] == {"name": "mlp", "widths": [3]}
-    assert weights(path) == weights(path / "search" / "candidates" / str(told["chosen"]) / "60")
+    assert weights_hash(path, "BEST") == weights_hash(path / "search" / "candidates" / str(told["chosen"]) / "60", "BEST")
     assert open_export(path / "export" / "cpp").certificate["budget"]["measured"]["costs"] == {"macs": 27.0}
     assert result["search"]["costs"] == {"macs": 27.0}  # 3 inputs, 3 hidden, 6 outputs
     assert 0 <= result["search"]["value"] <= 1
@@ -71,10 +71,6 @@ def found(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 def record(path: Path) -> dict[str, Any]:
     return read_document(path / "search" / "search.json", "hlt-train/search", 1)
-
-
-def weights(path: Path) -> str:
-    return sha256(path / "checkpoints" / str(checkpoints.pointed(path, "BEST")) / "weights.npz")
 
 
 @pytest.mark.slow
@@ -93,7 +89,7 @@ def test_the_best_that_fits_becomes_the_run(found: tuple[Path, dict[str, Any]]) 
     assert decision["went_on"] == [max(first, key=lambda number: (first[number], -number))]
     assert told["chosen"] == decision["went_on"][0]
     chosen = path / "search" / "candidates" / str(told["chosen"]) / "60"
-    assert weights(path) == weights(chosen)
+    assert weights_hash(path, "BEST") == weights_hash(chosen, "BEST")
     assert load_run(path).spec == load_run(chosen).spec
     assert read_config(path)["model"] == read_config(chosen)["model"]
     assert read_config(path)["for"] == "60steps"
@@ -125,7 +121,7 @@ def test_the_same_candidates_across_an_interruption(teacher: Path, found: tuple[
     assert before
     assert {p: p.stat().st_mtime_ns for p in before} == before  # none is trained again
     assert record(path) == record(found[0])
-    assert weights(path) == weights(found[0])
+    assert weights_hash(path, "BEST") == weights_hash(found[0], "BEST")
     assert {k: v for k, v in result["search"].items() if k != "plots"} == {k: v for k, v in found[1]["search"].items() if k != "plots"}
     assert resume(path, progress=QUIET)["search"] == result["search"]  # finished: told again
     with pytest.raises(UsageError, match="a search has a fixed length"):

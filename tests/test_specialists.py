@@ -22,8 +22,7 @@ from hlt_train.distil import DistilConfig, distil, dry_run
 from hlt_train.distil import resume as resume_student
 from hlt_train.dustbin import correction
 from hlt_train.errors import Interrupted, RunFailed, UsageError
-from hlt_train.files import read_arrays, read_document, sha256, write_text
-from hlt_train.fit import fit
+from hlt_train.files import read_arrays, read_document, write_text
 from hlt_train.progress import Progress
 from hlt_train.restore import ModelSpec, load_run, outline, predict_rows, with_params
 from hlt_train.run import Run, read_config
@@ -35,7 +34,7 @@ from hlt_train.specialists import resume, specialists
 from hlt_train.teachers import open_teacher
 from hlt_train.types import Rows
 from tests import runs
-from tests.distillation import Stopper, change, config, write_card
+from tests.distillation import Stopper, change, config, train_teacher, weights_hash, write_card
 from tests.students import inputs
 
 QUIET = Progress(quiet=True)
@@ -53,9 +52,7 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def generalist(card: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "generalist"
-    fit(runs.config(card, length="6epochs", learning_rate=0.02, model={"name": "mlp", "widths": [16]}), path, progress=QUIET)
-    return path
+    return train_teacher(card, tmp_path_factory.mktemp("runs") / "generalist")
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +161,7 @@ def test_the_output_layer_is_found(name: str, groups: tuple[tuple[str, int, int 
 
 def weights(path: Path) -> list[str]:
     folders = [path / name for name in ("generalist", "specialists/1", "specialists/2")]
-    return [sha256(folder / "checkpoints" / str(checkpoints.pointed(folder, "BEST")) / "weights.npz") for folder in folders]
+    return [weights_hash(folder, "BEST") for folder in folders]
 
 
 def metrics(path: Path) -> list[dict[str, Any]]:

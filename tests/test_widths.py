@@ -16,15 +16,13 @@ from hlt_train.data.dataset import open_dataset
 from hlt_train.distil import distil, resume
 from hlt_train.errors import Interrupted, RunFailed, UsageError
 from hlt_train.files import read_document, sha256
-from hlt_train.fit import fit
 from hlt_train.front import Judged, Point, chosen
 from hlt_train.graph import evaluate
 from hlt_train.progress import Progress
 from hlt_train.restore import load_run, lowered
 from hlt_train.width_candidates import Candidate, Candidates, pareto, thinned
 from hlt_train.widths import _golden
-from tests import runs
-from tests.distillation import Stopper, config, write_card
+from tests.distillation import Stopper, config, train_teacher, write_card
 
 QUIET = Progress(quiet=True)
 OPTIONS: dict[str, Any] = {
@@ -37,9 +35,7 @@ OPTIONS: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    card, path = write_card(tmp_path_factory.mktemp("jets")), tmp_path_factory.mktemp("runs") / "teacher"
-    fit(runs.config(card, length="6epochs", learning_rate=0.02, model={"name": "mlp", "widths": [16]}), path, progress=QUIET)
-    return path
+    return train_teacher(write_card(tmp_path_factory.mktemp("jets")), tmp_path_factory.mktemp("runs") / "teacher")
 
 
 @pytest.fixture(scope="module")
