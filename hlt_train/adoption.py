@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from hlt_train.distil import STUDENT
 from hlt_train.files import write_bytes
 
 __all__ = ["adopt"]
 
-STUDENT = "student.json"
 NAMES = ("model.json", "normalisation.json", "metrics.jsonl", "working_points.json", "LAST", "BEST", STUDENT)  # student.json last: it marks a finished student
 
 

@@ -25,6 +25,7 @@ from hlt_train.scorers import scorer
 from hlt_train.search_space import Proposal
 from hlt_train.signals import StopRequest
 from hlt_train.specimen import specimen
+from hlt_train.stage import begun
 from hlt_train.study import DistilConfig, Study, open_study, spec_of
 
 __all__ = ["Candidates"]
@@ -103,11 +104,8 @@ class Candidates:
         """
         study, folder = self.study(proposal), self.folder(number, steps)
         own = study._replace(config=study.config.model_copy(update={"length": f"{steps}steps"}))
-        again = (folder / "config.yaml").is_file()
-        if folder.exists() and not again:  # killed before it was a run
-            shutil.rmtree(folder)
         if not finished(folder):
-            with Run.open(folder) if again else Run.create(folder) as run:
+            with begun(folder) as (run, again):
                 before = [rung for rung in _rungs(folder.parent) if rung < steps]
                 if before and not again:
                     _take_warmup(folder.parent / str(max(before)), folder, min(round(own.config.warmup * steps), steps - 1))

@@ -5,20 +5,20 @@ A table may come from another machine, so what differs from this one is said.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hlt_train import latency_table
+from hlt_train import latency_table, lut_surrogate
 from hlt_train.clocks import FLAGS
-from hlt_train.errors import UsageError
 from hlt_train.exporters._compiler import find_compiler, version
-from hlt_train.files import write_bytes
+from hlt_train.files import read_document, write_bytes, write_document
+from hlt_train.graph import Graph
 from hlt_train.machine import machine
 from hlt_train.progress import Progress
 from hlt_train.run import Run
 
-__all__ = ["HELD_OUT", "LATENCY", "LOGIC", "SMALL", "latency", "small_model"]
+__all__ = ["LOGIC", "SMALL", "latency", "logic", "small_model"]
 
 LATENCY, LOGIC = "latency_table.json", "lut_surrogate.json"
 SMALL = (((4,), 4), ((8,), 6), ((8, 4), 3), ((6, 6), 8), ((12,), 3), ((4, 4, 4), 6), ((10,), 4), ((6, 4), 5))  # widths and bits of what alkaid traces
@@ -35,12 +35,21 @@ def latency(given: str | None, folder: Path, isa: str, run: Run, progress: Progr
         else:
             write_bytes(path, Path(given).read_bytes())
     table = latency_table.read_table(path)
-    if isa not in table["paths"]:
-        raise UsageError(f"the latency table has no path '{isa}'", where=str(path), near=tuple(table["paths"]), then="leave --latency-table out to make one")
+    latency_table.check_path(table, isa, where=str(path), then="leave --latency-table out to make one")
     for what in _differences(table):
         run.log(f"warning: {what}")
         progress(f"warning: {what}")
     return table
+
+
+def logic(folder: Path, clock_ns: float, graphs: Callable[[], Sequence[Graph]], progress: Progress) -> dict[str, Any]:
+    """The surrogate of alkaid's estimates in `folder`, fitted first where it is not there yet. graphs: the small networks that are traced then."""
+    path = folder / LOGIC
+    if not path.is_file():
+        small = graphs()
+        progress(f"alkaid traces {len(small)} small networks, to predict others")
+        write_document(path, *lut_surrogate.FORMAT, lut_surrogate.fit(small, clock_ns, HELD_OUT))
+    return read_document(path, *lut_surrogate.FORMAT)
 
 
 def _differences(table: dict[str, Any]) -> list[str]:

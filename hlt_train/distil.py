@@ -8,6 +8,8 @@ are learned there too, in a stage of its own (`RUN/widths`) that leaves a front 
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +41,7 @@ from hlt_train.trial import trial
 from hlt_train.types import Features, Inputs
 from hlt_train.width_tables import check_cost
 
-__all__ = ["STUDENT", "DistilConfig", "distil", "dry_run", "finished", "leave_if", "resume", "train_student"]
+__all__ = ["STUDENT", "DistilConfig", "distil", "dry_run", "finished", "leave_if", "resume", "total_steps", "train_student"]
 
 STUDENT = "student.json"
 Restore = Literal["same", "extended"] | None
@@ -54,7 +56,8 @@ def distil(config: DistilConfig, path: Path, *, progress: Progress) -> dict[str,
     with Run.create(path) as run:
         try:
             study = _opened(config, mesh, run.path, progress)
-            _refuse_over(study, progress)
+            with _closing(study):
+                _refuse_over(study, progress)
         except BaseException:
             run.discard()
             raise
@@ -99,9 +102,8 @@ def dry_run(config: DistilConfig, *, progress: Progress) -> dict[str, Any]:
         spec = float_form(study.spec) if precision is not None and needs_calibration(precision) else study.spec
         network = build_model(spec, study.inputs, config.seed)
         total = total_steps(config, study)
-        ready = prepared(
-            study, config, spec, network, steps=_share_of(config.warmup, total) if config.precision is not None and config.warmup else total, hinted=True
-        )
+        first = _share_of(config.warmup, total) if config.precision is not None and config.warmup else total
+        ready = prepared(study, config, spec, network, steps=first, hinted=True)
         tried = trial(Trainer(ready.task, ready.plan, ready.strategy, mesh, None, progress, ready.schedule))
     groups = {g.name: list(g.shape) for g in study.inputs.groups}
     return {"inputs": groups, "outputs": list(spec.outputs), "rows": row_counts(study.dataset), "teacher": study.figures, **tried}
@@ -110,24 +112,15 @@ def dry_run(config: DistilConfig, *, progress: Progress) -> dict[str, Any]:
 def _refuse_over(study: Study, progress: Progress) -> None:
     """Before a run is begun: a cost or budget that could not be measured here, a search that could not go on, or one student that cannot keep its budget."""
     if study.config.widths is not None:
-        try:
-            check_cost(study.config.widths, study.spec.name, study.inputs)
-        except BaseException:
-            study.dataset.close()
-            raise
-    if study.config.budget is None:
-        return
-    from hlt_train.search import refuse
-    from hlt_train.within_budget import foreseen
+        check_cost(study.config.widths, study.spec.name, study.inputs)
+    if study.config.search is not None:
+        from hlt_train.search import refuse
 
-    try:
-        if study.config.search is not None:
-            refuse(study)
-        else:
-            foreseen(study, progress)
-    except BaseException:
-        study.dataset.close()
-        raise
+        refuse(study)
+    elif study.config.budget is not None:
+        from hlt_train.within_budget import foreseen
+
+        foreseen(study, progress)
 
 
 def _train(study: Study, run: Run, progress: Progress, restore: Restore, *, inexact: bool = False) -> dict[str, Any]:
@@ -219,9 +212,16 @@ def prepared(study: Study, config: DistilConfig, spec: ModelSpec, network: Any, 
 def _opened(config: DistilConfig, mesh: Mesh, folder: Path | None, progress: Progress, inputs: Inputs | None = None) -> Study:
     """The study; hints, objectives and transforms that this student cannot have are refused before the first step."""
     study = open_study(config, mesh, folder, progress, inputs)
-    try:
+    with _closing(study):
         student_learning(study, outline(float_form(study.spec), study.inputs), steps=total_steps(study.config, study), hinted=True)
         return hint_columns(study)
+
+
+@contextlib.contextmanager
+def _closing(study: Study) -> Iterator[None]:
+    """Close its files where it is refused."""
+    try:
+        yield
     except BaseException:
         study.dataset.close()
         raise

@@ -7,9 +7,10 @@ them into text and an exit code; library code raises them and never prints.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
-__all__ = ["BudgetNotMet", "HltTrainError", "Hopeless", "Interrupted", "RunFailed", "UsageError", "nearest"]
+__all__ = ["BudgetNotMet", "HltTrainError", "Hopeless", "Interrupted", "RunFailed", "UsageError", "nearest", "refuse_unknown"]
 
 
 class HltTrainError(Exception):
@@ -68,6 +69,13 @@ class Interrupted(HltTrainError):
     """Stopped by a signal after the state was saved. Exit code 130."""
 
     exit_code = 130
+
+
+def refuse_unknown(section: str, config: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Refuse a key that a section of the configuration does not have, with the nearest ones."""
+    for key in config:
+        if key not in known:
+            raise UsageError(f"{section} has no option '{key}'", where=f"{section}.{key}", near=nearest(key, known) or tuple(known))
 
 
 def nearest(name: str, names: Iterable[str], most: int = 3) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from hlt_train.beside import Companion, counted, reported, trained
-from hlt_train.errors import UsageError, nearest
+from hlt_train.errors import UsageError, nearest, refuse_unknown
 from hlt_train.types import Features, Inputs
 
 __all__ = ["HINT", "REGRESSOR", "STEPS", "Hint", "Hints", "hidden_layers", "layer_of"]
@@ -52,10 +52,7 @@ class Hints:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Hints:
         """Refuses what does not exist with the nearest that does. With `first` and no `weight` that is 0, the paper's schedule."""
-        known = tuple(f.name for f in fields(cls))
-        for key in config:
-            if key not in known:
-                raise UsageError(f"hints has no option '{key}'", where=f"hints.{key}", near=nearest(key, known) or known)
+        refuse_unknown("hints", config, [f.name for f in fields(cls)])
         given: dict[str, Any] = {f.name: f.default for f in fields(cls)} | {"weight": 0.0 if config.get("first") else 1.0} | dict(config)
         for key in ("student", "teacher"):
             if given[key] is not None and not isinstance(given[key], str):

@@ -17,7 +17,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from hlt_train import plugins
-from hlt_train.errors import UsageError
+from hlt_train.errors import UsageError, nearest
 from hlt_train.files import read_document, write_document
 from hlt_train.graph import Graph, input_node
 from hlt_train.machine import machine
@@ -83,12 +83,15 @@ def predict(table: Mapping[str, Any], graph: Graph, path: str, counts: Mapping[s
     Raises:
         UsageError: the table has no such path.
     """
-    if path not in table["paths"]:
-        raise UsageError(
-            f"the latency table has no path '{path}'", near=tuple(table["paths"]), then="hlt-train bench --calibrate FILE on a machine that has it"
-        )
+    check_path(table, path, then="hlt-train bench --calibrate FILE on a machine that has it")
     constants = table["paths"][path]["ns"]
     return float(sum(constants.get(name, 0.0) * count for name, count in kernels(graph, path, counts).items()))
+
+
+def check_path(table: Mapping[str, Any], path: str, *, where: str = "", then: str) -> None:
+    """Refuse a table that does not have a code path. where, then: of the refusal."""
+    if path not in table["paths"]:
+        raise UsageError(f"the latency table has no path '{path}'", where=where, near=nearest(path, table["paths"]) or tuple(table["paths"]), then=then)
 
 
 def read_table(path: Path) -> dict[str, Any]:

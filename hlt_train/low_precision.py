@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import optax
 
 from hlt_train.beside import Beside, Companion
-from hlt_train.errors import UsageError, nearest
+from hlt_train.errors import UsageError, refuse_unknown
 from hlt_train.precision.config import mode
 from hlt_train.precision.dynamic import DynamicFormat, holding, moved
 from hlt_train.precision.fixed import FixedFormat
@@ -68,10 +68,7 @@ class LowPrecision:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> LowPrecision:
         """From the section of a configuration; refuses what does not exist with the nearest that does."""
-        known = tuple(f.name for f in fields(cls))
-        for key in config:
-            if key not in known:
-                raise UsageError(f"low_precision has no option '{key}'", where=f"low_precision.{key}", near=nearest(key, known) or known)
+        refuse_unknown("low_precision", config, [f.name for f in fields(cls)])
         given = {f.name: f.default for f in fields(cls)} | dict(config)
         overflow, every = given["overflow"], given["every"]
         if not isinstance(overflow, float | int) or not isinstance(every, int) or not 0 <= overflow < 1 or every < 1:

@@ -32,7 +32,7 @@ import numpy as np
 
 from hlt_train.beside import Companion, counted, reported
 from hlt_train.data.dataset import Dataset
-from hlt_train.errors import UsageError, nearest
+from hlt_train.errors import UsageError, nearest, refuse_unknown
 from hlt_train.scoring import requests_of, setting_of
 from hlt_train.trigger.views import truth, view
 from hlt_train.types import Batch
@@ -67,10 +67,7 @@ class RateObjective:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> RateObjective:
         """From the section; refuses what does not exist with the nearest that does."""
-        known = ("name", *(f.name for f in fields(cls)))
-        for key in config:
-            if key not in known:
-                raise UsageError(f"objective has no option '{key}'", where=f"objective.{key}", near=nearest(key, known) or known)
+        refuse_unknown("objective", config, ["name", *(f.name for f in fields(cls))])
         if config.get("name", "rate") != "rate":
             raise UsageError(f"no objective is called {config['name']!r}", where="objective.name", near=("rate",))
         if not isinstance(config.get("working_point"), str):

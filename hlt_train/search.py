@@ -22,7 +22,7 @@ from hlt_train import halving
 from hlt_train.adoption import adopt
 from hlt_train.appraisal import code_path, measure, predict, refuse_missing
 from hlt_train.candidates import Candidates
-from hlt_train.configuration import steps_of
+from hlt_train.distil import total_steps
 from hlt_train.errors import UsageError
 from hlt_train.files import write_bytes
 from hlt_train.hunt import Hunt, Work
@@ -84,8 +84,7 @@ def search(study: Study, run: Run, progress: Progress, stop: StopRequest, *, res
     budget = config.budget
     space = _space(study)
     _begin(study, run, new=restore is None)
-    total = steps_of(config.length, rows=study.dataset.size("train"), steps_per_epoch=-(-study.dataset.size("train") // config.batch))
-    rungs = halving.rung_steps(total, config.search.rungs, config.search.factor)
+    rungs = halving.rung_steps(total_steps(config, study), config.search.rungs, config.search.factor)
     with Candidates(study, run, progress, stop, inexact=inexact) as candidates:
         found = tables(budget, candidates, space, run, progress)
         head = {"space": {k: list(v) if isinstance(v, tuple) else v for k, v in space._asdict().items()}, "budget": budget.model_dump(mode="json")}

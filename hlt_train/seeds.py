@@ -10,7 +10,6 @@ A student that is finished is never trained again: a resumed comparison goes on 
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from hlt_train.restore import build_model, parameters
 from hlt_train.run import Run, read_config
 from hlt_train.scorers import discriminant_of
 from hlt_train.signals import StopRequest
+from hlt_train.stage import begun
 from hlt_train.study import Study, alone, float_form, losses_of
 
 __all__ = ["ARMS", "FILE", "compare"]
@@ -77,10 +77,7 @@ def _student(study: Study, arm: str, folder: Path, seed: int, rate: float, progr
         return
     own = alone(study) if arm == "alone" else study
     own = own._replace(config=own.config.model_copy(update={"seed": seed, "learning_rate": rate, "seeds": None, "lr_scan": None}))
-    again = (folder / "config.yaml").is_file()
-    if folder.exists() and not again:  # killed before it was a run
-        shutil.rmtree(folder)
-    with Run.open(folder) if again else Run.create(folder) as run:
+    with begun(folder) as (run, again):
         train_student(own, run, progress, stop, restore="same" if again else None, inexact=inexact)
     leave_if(stop, f"'{arm}' with seed {seed}")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax
 
+from hlt_train.answers import weighted_answers
 from hlt_train.combination import Mean, mean_of
 from hlt_train.data.dataset import Dataset
 from hlt_train.distillation_loss import LOGITS, MATCHED
@@ -96,12 +96,8 @@ def _figures(logits: np.ndarray, matched: np.ndarray, wanted: Wanted) -> dict[st
     """Cross-entropy and accuracy of the validation rows that are known; None where their weights do not sum to more than 0."""
     part = wanted.part("validation")
     rows = matched[wanted.place[part]]
-    mine, label, weight = logits[wanted.place[part]][rows], wanted.label[part][rows], wanted.weight[part][rows]
-    total = weight.sum()
-    if not total > 0:
-        return {"cross_entropy": None, "accuracy": None}
-    chosen = log_softmax(mine.astype(np.float64), axis=1)[np.arange(len(label)), label]
-    return {"cross_entropy": float(-(weight @ chosen) / total), "accuracy": float(weight @ (mine.argmax(axis=1) == label) / total)}
+    loss, right, total = weighted_answers(logits[wanted.place[part]][rows], wanted.label[part][rows], wanted.weight[part][rows])
+    return {"cross_entropy": loss / total, "accuracy": right / total} if total > 0 else {"cross_entropy": None, "accuracy": None}
 
 
 def _refuse_unmatched(teacher: Teacher, dataset: Dataset, unmatched: int, rows: int, most: float) -> None:

@@ -12,16 +12,23 @@ from jax.sharding import Mesh
 from hlt_train.preparation import Prepared, describe
 from hlt_train.run import Run
 
-__all__ = ["stage"]
+__all__ = ["begun", "stage"]
 
 
 @contextlib.contextmanager
-def stage(ready: Prepared, folder: Path, mesh: Mesh) -> Iterator[tuple[Run, bool]]:
-    """(the run in `folder`, whether it had begun before); a new one is described. What was killed before it was a run is begun anew."""
+def begun(folder: Path) -> Iterator[tuple[Run, bool]]:
+    """(the run in `folder`, whether it had begun before). What was killed before it was a run is begun anew."""
     again = (folder / "config.yaml").is_file()
     if folder.exists() and not again:
         shutil.rmtree(folder)
     with Run.open(folder) if again else Run.create(folder) as run:
+        yield run, again
+
+
+@contextlib.contextmanager
+def stage(ready: Prepared, folder: Path, mesh: Mesh) -> Iterator[tuple[Run, bool]]:
+    """As `begun`; a new run is described."""
+    with begun(folder) as (run, again):
         if not again:
             describe(ready, mesh, run)
         yield run, again

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from hlt_train import latency_table, lut_surrogate, width_costs
 from hlt_train.appraisal import code_path, events_of, mean_counts
 from hlt_train.budget import Budget
-from hlt_train.cost_tables import HELD_OUT, LOGIC, SMALL, latency, small_model
-from hlt_train.errors import UsageError, nearest
-from hlt_train.files import read_document, write_document
+from hlt_train.cost_tables import SMALL, latency, logic, small_model
+from hlt_train.errors import UsageError
 from hlt_train.graph import Graph
 from hlt_train.progress import Progress
 from hlt_train.restore import ModelSpec
@@ -38,9 +36,7 @@ def check_cost(section: Widths, model: str, inputs: Inputs) -> None:
         isa = code_path(section.isa)
         if section.latency_table is not None:
             table = latency_table.read_table(Path(section.latency_table))
-            if isa not in table["paths"]:
-                near = nearest(isa, table["paths"]) or tuple(table["paths"])
-                raise UsageError(f"the latency table has no path '{isa}'", where="widths.latency_table", near=near, then="--set widths.isa=PATH")
+            latency_table.check_path(table, isa, where="widths.latency_table", then="--set widths.isa=PATH")
     elif section.cost == "luts":
         if model not in FAMILIES:
             raise UsageError(f"LUTs of a '{model}' are not predicted", where="widths.cost", near=FAMILIES, then="--set widths.cost=bit_operations")
@@ -61,19 +57,12 @@ def cost_of(study: Study, run: Run, graph: Graph, progress: Progress) -> Cost:
     if section.cost == "bit_operations":
         return width_costs.bit_operations()
     if section.cost == "luts":
-        return width_costs.luts(graph, _logic(study, run.path / LOGIC, progress))
+        clock = Budget.model_fields["clock_ns"].default if study.config.budget is None else study.config.budget.clock_ns
+        small = lambda: [_small(study.spec.name, widths, bits, study.inputs) for widths, bits in SMALL]  # noqa: E731
+        return width_costs.luts(graph, logic(run.path, clock, small, progress))
     isa = code_path(section.isa)
     table = latency(section.latency_table, run.path, isa, run, progress)
     return width_costs.cpu(graph, table, isa, mean_counts(events_of(study.dataset, "train"), study.inputs))
-
-
-def _logic(study: Study, path: Path, progress: Progress) -> dict[str, Any]:
-    if not path.is_file():
-        progress(f"alkaid traces {len(SMALL)} small networks, to predict others")
-        clock = Budget.model_fields["clock_ns"].default if study.config.budget is None else study.config.budget.clock_ns
-        graphs = [_small(study.spec.name, widths, bits, study.inputs) for widths, bits in SMALL]
-        write_document(path, *lut_surrogate.FORMAT, lut_surrogate.fit(graphs, clock, HELD_OUT))
-    return read_document(path, *lut_surrogate.FORMAT)
 
 
 def _small(model: str, widths: tuple[int, ...], bits: int, inputs: Inputs) -> Graph:

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from scipy.special import log_softmax
 
 from hlt_train import front
+from hlt_train.answers import weighted_answers
 from hlt_train.cost import cost
 from hlt_train.data.dataset import Dataset
 from hlt_train.errors import HltTrainError, RunFailed, UsageError
@@ -198,9 +198,8 @@ class _Judge:
         f = graph.structure[graph.output.name].f
         assert f is not None
         logits = np.ldexp(evaluate(graph, rows.x).astype(np.float64), -f.astype(np.int32))[:, : self._study.classes]
-        right = np.take_along_axis(log_softmax(logits, axis=1), rows.label[:, None].astype(np.int64), axis=1)[:, 0]
-        total = float(rows.weight.sum())
-        return -float(rows.weight @ right) / total, float(rows.weight @ (logits.argmax(axis=1) == rows.label)) / total
+        loss, right, total = weighted_answers(logits, rows.label, rows.weight)
+        return loss / total, right / total
 
 
 def _some_of(split: str, dataset: Dataset) -> Rows:

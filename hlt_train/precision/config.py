@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
-from hlt_train.errors import UsageError, nearest
+from hlt_train.errors import UsageError, nearest, refuse_unknown
 from hlt_train.precision.fixed import FixedFormat
 from hlt_train.precision.followed import follows
 from hlt_train.precision.formats import Format, NumberFormat, parse_format
@@ -48,10 +48,7 @@ class Precision:
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Precision:
         """From the `precision:` section of a configuration; every format is parsed here, so that a mistake is found before anything runs."""
-        known = tuple(f.name for f in fields(cls))
-        for key in config:
-            if key not in known:
-                raise UsageError(f"precision has no option '{key}'", where=f"precision.{key}", near=nearest(key, known) or known)
+        refuse_unknown("precision", config, [f.name for f in fields(cls)])
         overflow, every = config.get("overflow", cls.overflow), config.get("every", cls.every)
         if not isinstance(overflow, float | int) or not isinstance(every, int) or not 0 <= overflow < 1 or every < 1:
             raise UsageError(f"overflow is a rate below 1 and every a number of examples, got {overflow!r} and {every!r}", where="precision")
