@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from hlt_train.data.document import fields_at
 from hlt_train.errors import UsageError, nearest
 
 __all__ = ["Configuration", "check", "merge", "steps_of"]
@@ -48,8 +49,12 @@ def check(model: type[C], content: Mapping[str, Any], *, where: str = "") -> C:
         if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
             known = [field.alias or name for name, field in model.model_fields.items()]
             raise UsageError(f"no option is called '{path}'", where=where, near=nearest(path, known) or known) from error
-        what = "unknown key" if first["type"] == "extra_forbidden" else first["msg"].removeprefix("Value error, ")
-        raise UsageError(f"{path}: {what}" + ("" if isinstance(first["input"], Mapping) else f", got {first['input']!r}"), where=where) from error
+        what, near = first["msg"].removeprefix("Value error, "), tuple[str, ...]()
+        if first["type"] == "extra_forbidden":
+            known = sorted(fields_at(model, first["loc"][:-1]))
+            what, near = "unknown key", nearest(str(first["loc"][-1]), known) or tuple(known)
+        what += "" if isinstance(first["input"], Mapping) else f", got {first['input']!r}"
+        raise UsageError(f"{path}: {what}" if path else what, where=where, near=near) from error
 
 
 def steps_of(length: str, *, rows: int, steps_per_epoch: int) -> int:

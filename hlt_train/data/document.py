@@ -11,7 +11,7 @@ import yaml
 
 from hlt_train.errors import UsageError, nearest
 
-__all__ = ["explain", "parse_yaml"]
+__all__ = ["explain", "fields_at", "parse_yaml"]
 
 Lines = dict[tuple[str | int, ...], int]
 
@@ -61,7 +61,7 @@ def explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel], li
         if item["type"] == "missing":
             text = f"'{keys[-1]}' is missing"
         elif item["type"] == "extra_forbidden":
-            known = _fields(model, path[:-1])
+            known = fields_at(model, path[:-1])
             text = f"unknown key '{keys[-1]}'"
             near = near or nearest(str(keys[-1]), known) or tuple(sorted(known))
         else:
@@ -73,7 +73,7 @@ def explain(error: pydantic.ValidationError, model: type[pydantic.BaseModel], li
     return UsageError("\n  also ".join([first, *rest]), where=where, near=near)
 
 
-def _fields(model: Any, path: tuple[str | int, ...]) -> set[str]:
+def fields_at(model: Any, path: tuple[str | int, ...]) -> set[str]:
     """Field names of the model at `path` inside `model`, following mappings, lists and unions."""
     models = [model]
     for part in path:

@@ -92,6 +92,8 @@ def test_nothing_fits_is_exit_code_3(teacher: Path, tmp_path: Path, capsys: pyte
         (("--run", "r", "--budget-macs", "100", "--trials", "2", "--model", "mlp"), "nearest: --set search.families=[mlp]"),
         (("--run", "r", "--trials", "2"), "a search needs a budget"),
         (("--run", "r", "--budget-macs", "100", "--set", "search.widhts=[4]"), "search.widhts: unknown key"),
+        (("--run", "r", "--set", "widths.shar=0.3"), "nearest: share"),
+        (("--run", "r", "--budget-network", "100"), "budget.network: expected a time such as 100ns, 2us or 1ms, got '100'\n"),
         (("--run", "r", "--budget-macs", "100", "--set", "search.families=[deepset]"), "nearest: deepsets"),
         (("--run", "r", "--budget-network", "100ns", "--latency-table", "none.json"), "no such file: none.json"),
         ((), "--run DIR"),
