@@ -9,7 +9,7 @@ interval is hidden behind the computation of the next, and the staleness stays b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -288,12 +288,25 @@ class Shard:
         replies = [Reply(message.source, message.sequence, self.index, self.clock, self.last)] if message.fetch else []
         return Served([Fate(message.source, message.sequence, "late", self.clock - int(message.clock[self.index]), message.shares)], replies)
 
-    def ready(self, live: int) -> list[Message]:
-        """The messages to serve now, in the order that counts; empty: not enough yet. `live`: workers that may still send."""
+    def ready(self, senders: Set[int]) -> list[Message]:
+        """The messages to serve now, in the order that counts; empty: not enough yet.
+
+        A round of a barrier takes one message of a worker. Where several processes have a copy of the shard, a worker that has its answer from another copy is
+        ahead of this one: its message for the next round, or its word that it has finished, may come before another's message for this round.
+
+        Args:
+            senders: workers that may still send.
+        """
+        waiting, live = self.waiting, len(senders)
+        if self.rule.quorum <= 0:
+            first: dict[int, Message] = {}
+            for message in waiting:
+                first.setdefault(message.source, message)
+            waiting, live = list(first.values()), len(first.keys() | senders)
         quorum = self.rule.messages(live)
-        if len(self.waiting) < quorum or not self.waiting:
+        if len(waiting) < quorum:
             return []
-        chosen = self.waiting[:quorum]
+        chosen = waiting[:quorum]
         return sorted(chosen, key=lambda m: (m.source, m.sequence)) if self.rule.quorum != 1 else chosen
 
     def measure(self, messages: list[Message]) -> Any:

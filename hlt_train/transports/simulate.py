@@ -11,7 +11,7 @@ whole state can be taken (`state`) between two events and put back, messages in 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -380,16 +380,16 @@ class Simulation:
                 self._served(s, served)
         self._serve_ready()
 
-    def _live(self) -> int:
+    def _senders(self) -> Set[int]:
         """Workers that may still send."""
-        return len(self.workers) - len(self._noticed) - len(self._finished)  # which have no member in common
+        return set(range(len(self.workers))) - self._noticed - self._finished
 
     def _serve_ready(self) -> None:
         """Serve while there is enough to serve."""
-        live = self._live() if self.rule.quorum != 1 else 1
+        senders = self._senders() if self.rule.quorum != 1 else frozenset()
         groups = [self.shards] if self.rule.order == "all" else [[s] for s in self.shards]
         for group in groups:
-            while group and (messages := group[0].ready(live)):
+            while group and (messages := group[0].ready(senders)):
                 total = self._total([s.measure(messages) for s in group])
                 for s in group:
                     self._served(s, s.serve(messages, total))
