@@ -9,7 +9,8 @@ interval is hidden behind the computation of the next, and the staleness stays b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -288,7 +289,7 @@ class Shard:
         replies = [Reply(message.source, message.sequence, self.index, self.clock, self.last)] if message.fetch else []
         return Served([Fate(message.source, message.sequence, "late", self.clock - int(message.clock[self.index]), message.shares)], replies)
 
-    def ready(self, senders: Set[int]) -> list[Message]:
+    def ready(self, senders: AbstractSet[int]) -> list[Message]:
         """The messages to serve now, in the order that counts; empty: not enough yet.
 
         A round of a barrier takes one message of a worker. Where several processes have a copy of the shard, a worker that has its answer from another copy is

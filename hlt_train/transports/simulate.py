@@ -11,7 +11,8 @@ whole state can be taken (`state`) between two events and put back, messages in 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Set
+from collections.abc import Callable, Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -380,7 +381,7 @@ class Simulation:
                 self._served(s, served)
         self._serve_ready()
 
-    def _senders(self) -> Set[int]:
+    def _senders(self) -> AbstractSet[int]:
         """Workers that may still send."""
         return set(range(len(self.workers))) - self._noticed - self._finished
 
