@@ -14,7 +14,7 @@ from hlt_train.errors import UsageError
 from hlt_train.files import read_document
 from hlt_train.report.table import table
 from hlt_train.report.traffic import traffic_text
-from hlt_train.run import check_is_run
+from hlt_train.run import check_is_run, read_config
 
 __all__ = ["card_text", "draft_card", "file_text", "inspect_card", "inspect_file", "inspect_run", "is_card", "run_text"]
 
@@ -67,7 +67,8 @@ def inspect_run(run: Path) -> dict[str, Any]:
     check_is_run(run, then="hlt-train inspect FILE, CARD or RUN")
     if not (run / "transport.json").is_file():
         what = "the run sent no messages (transport lockstep), or is not finished"
-        raise UsageError(what, where=str(run), then=f"hlt-train evaluate {run} shows what was learnt; hlt-train fit --resume {run} finishes it")
+        verb = read_config(run).get("verb", "fit")
+        raise UsageError(what, where=str(run), then=f"hlt-train evaluate {run} shows what was learnt; hlt-train {verb} --resume {run} finishes it")
     traffic = read_document(run / "transport.json", "hlt-train/transport", 1)
     return {"kind": "run", "run": str(run), "traffic": traffic, "coverage": read_document(run / "coverage.json", "hlt-train/coverage", 1)}
 

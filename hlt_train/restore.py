@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from hlt_train import checkpoints, following, plugins
+from hlt_train import checkpoints, devices, following, plugins
 from hlt_train.data import normalise
 from hlt_train.data.card import Card
 from hlt_train.dead_units import without_dead_units
@@ -87,7 +87,7 @@ class Loaded(NamedTuple):
 
 def build_model(spec: ModelSpec, inputs: Inputs, seed: int) -> eqx.Module:
     """The network with its initial weights, which depend on the seed alone. Made in one compiled call."""
-    model: eqx.Module = eqx.filter_jit(_maker(spec, inputs))(actor_key(seed, MODEL_ACTOR, INIT))
+    model: eqx.Module = devices.once(_maker(spec, inputs))(actor_key(seed, MODEL_ACTOR, INIT))
     return model
 
 

@@ -1,8 +1,7 @@
 """The whole suite: annotations are checked at run time, two virtual devices for everyone, warnings are errors (pyproject.toml).
 
-Most of the time goes into compiling, and most programs are compiled more than once: what the tests have compiled they find again in a folder, unless a
-test asks for `compiled_anew`. Processes that a test starts compile everything themselves, but for the ranks of `processes.py` and `races.py`, which have a
-folder of their own.
+Most of the time goes into compiling, and most programs are compiled more than once: what the tests and the processes that they start have compiled is found
+again in a folder, unless a test asks for `compiled_anew`.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
+
+from tests.annotations import check_annotations
 
 # Two virtual CPU devices so that multi-device code is tested on a laptop; NPROC must exceed them or XLA deadlocks in its first collective.
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")
@@ -22,7 +22,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 ENOUGH = 1.2e9  # bytes of a process, above which it forgets what it has compiled
 
-_hook = install_import_hook(["hlt_train"], "beartype.beartype")
+check_annotations("hlt_train")
 
 settings.register_profile("house", deadline=None, derandomize=True, max_examples=50)
 settings.load_profile("house")
@@ -46,11 +46,13 @@ def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _compiled_once(shared_folder: Path) -> None:
-    """A folder of compiled programs; not an environment variable, so that no other process sees it: the thread pool is no part of its keys."""
+    """Folders of compiled programs: one for the tests, which all have the same thread pool, another for the processes that they start."""
     import jax
 
-    os.environ["RANKS_COMPILED"] = str(shared_folder / "compiled-by-ranks")
-    jax.config.update("jax_compilation_cache_dir", str(shared_folder / "compiled"))  # all that share it have the same pool
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared_folder / "compiled-by-processes")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["PYTHONWARNINGS"] = "ignore:Error reading persistent compilation cache entry"  # see pyproject.toml
+    jax.config.update("jax_compilation_cache_dir", str(shared_folder / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
@@ -72,8 +74,9 @@ def resident_memory() -> float:
 
 
 @pytest.fixture
-def compiled_anew() -> Iterator[None]:
-    """For a test that compares runs bit for bit: it compiles everything itself, as a new process would."""
+def compiled_anew(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For a test that compares runs bit for bit: it and its processes compile everything themselves."""
+    monkeypatch.setenv("JAX_ENABLE_COMPILATION_CACHE", "false")
     _remember_programs(False)
     yield
     _remember_programs(True)

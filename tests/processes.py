@@ -1,6 +1,6 @@
 """Runs by processes on a small problem without ROOT files: what each rank of a test runs (`launch(["tests/processes.py", JOBS], ranks)`).
 
-All that a test can signal or kill is started by `tests/ranks.py`. What a rank has compiled the ranks of later launches find again (`remember`).
+All that a test can signal or kill is started by `tests/ranks.py`. What a rank has compiled the ranks of later launches find again.
 
 A file holds a list of jobs, done one after the other by the same processes: they start once, and compile a rule once. Then they share out the replays, which
 must have the thread pool of the recording. The problem is a regression by a network of two layers, wide enough for XLA to use more than one thread: with
@@ -26,7 +26,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from hlt_train import plugins
+from hlt_train import devices, plugins
 from hlt_train.books import Work
 from hlt_train.casting import processes, shards_of
 from hlt_train.crew import Ranks
@@ -45,7 +45,6 @@ from hlt_train.transports.protocol import WORDS, Mail
 from hlt_train.transports.replay import Replay
 
 ROWS, INPUTS = 256, 64
-COMPILED = "RANKS_COMPILED"  # a folder, named by tests/conftest.py
 
 
 class Job(NamedTuple):
@@ -107,14 +106,6 @@ def made(job: Job) -> Program:
 @functools.cache
 def _made(content: str) -> Program:
     return make_program(Job(run="", **json.loads(content)))
-
-
-def remember() -> None:
-    """Compiled programs are shared by all ranks with as many threads in XLA's pool: their number is no part of the keys, and changes bits."""
-    if COMPILED in os.environ:
-        jax.config.update("jax_compilation_cache_dir", f"{os.environ[COMPILED]}/{os.environ['NPROC']}")
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
 def rule_of(job: Job) -> Strategy:
@@ -228,7 +219,7 @@ def replayed(job: Job) -> dict[str, Any]:
 
 
 def main() -> None:
-    remember()
+    devices.prepare(1)  # compiled programs are kept by the size of the thread pool
     jobs = [Job(**content) for content in json.loads(Path(sys.argv[1]).read_text())]
     post = Post(max(capacity(made(job)) for job in jobs), words=WORDS)
     mail = Mail(post)

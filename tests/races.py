@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 
-from hlt_train import plugins
+from hlt_train import devices, plugins
 from hlt_train.books import Work
 from hlt_train.fit import cross_entropy
 from hlt_train.models.sparse_linear import sparse_linear
@@ -105,7 +105,7 @@ def options_of(content: dict[str, Any]) -> MpiOptions:
 
 
 def main() -> None:
-    processes.remember()
+    devices.prepare(1)
     jobs = json.loads(Path(sys.argv[1]).read_text())
     post = Post(max(capacity(program_of(content)) for content in jobs), words=WORDS)
     mail = Mail(post)

@@ -6,6 +6,7 @@ import copy
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -46,6 +47,21 @@ def test_gpus_get_deterministic_kernels() -> None:
     clean = {k: v for k, v in os.environ.items() if k != "NPROC"} | {"JAX_PLATFORMS": "cuda,cpu", "XLA_FLAGS": "--xla_gpu_autotune_level=1"}
     done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.split() == ["--xla_gpu_autotune_level=1", "--xla_gpu_deterministic_ops=true"]
+
+
+def test_compiled_programs_are_kept_by_the_size_of_the_pool(tmp_path: Path) -> None:
+    """JAX's keys do not hold it; a second call changes nothing; without the variable there is no folder."""
+    code = "from hlt_train import devices; devices.prepare(); devices.prepare(); import jax; print(jax.config.jax_compilation_cache_dir)"
+
+    def folder(**environment: str) -> Path:
+        clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC", devices.COMPILED)} | environment
+        done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, timeout=120, check=True)
+        return Path(done.stdout.strip())
+
+    found = [folder(NPROC=nproc, JAX_COMPILATION_CACHE_DIR=str(tmp_path)) for nproc in ("2", "3")]
+    assert [path.parent for path in found] == [tmp_path] * 2
+    assert [path.name.rpartition("-")[2] for path in found] == ["2", "3"]
+    assert folder(NPROC="2") == Path("None")
 
 
 def test_mesh() -> None:

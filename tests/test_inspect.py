@@ -17,7 +17,8 @@ from hlt_train.data.dataset import open_dataset
 from hlt_train.data.draft import draft
 from hlt_train.data.survey import survey
 from hlt_train.errors import HltTrainError, UsageError
-from hlt_train.inspect import card_text, draft_card, file_text, inspect_card, inspect_file, is_card
+from hlt_train.inspect import card_text, draft_card, file_text, inspect_card, inspect_file, inspect_run, is_card
+from hlt_train.run import Run
 
 
 @pytest.fixture
@@ -196,3 +197,12 @@ def test_what_is_a_card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source:
     monkeypatch.chdir(tmp_path)
     Path("there").write_text("text")
     assert is_card(source) is card
+
+
+@pytest.mark.parametrize("verb", ["fit", "distil"])
+def test_a_run_without_messages_is_finished_by_its_own_verb(tmp_path: Path, verb: str) -> None:
+    with Run.create(tmp_path / "r") as run:
+        run.write_config({"verb": verb})
+    with pytest.raises(UsageError, match="sent no messages") as refused:
+        inspect_run(tmp_path / "r")
+    assert f"hlt-train {verb} --resume" in str(refused.value.then)

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from hlt_train import devices
 from hlt_train.errors import UsageError
 from hlt_train.models._layers import ACTIVATIONS, Dense, Grid, GroupInput, LayerFormats, check_formats, input_of
 from hlt_train.models._pooling import Pooling, pooling
@@ -359,7 +360,7 @@ class _Everything(NamedTuple):
     arrived: dict[str, _Arrived]
 
 
-@eqx.filter_jit
+@devices.once
 def _all_now(learned: Learned) -> _Everything:
     """One program: there are many small arrays."""
     network, probe = learned.network, learned.probe()
