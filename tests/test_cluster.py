@@ -124,6 +124,7 @@ def test_two_processes_are_one_run(resident: str, card: Path, alone: Path, tmp_p
     assert json.loads((path / "provenance.json").read_text())["environment"]["processes"] == 2
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run_which_goes_on_with_fewer(card: Path, alone: Path, tmp_path: Path) -> None:
     path = tmp_path / "run"
     running = start(path, card, 2, **OPTIONS, length="100000steps")

@@ -114,6 +114,7 @@ def test_an_interrupted_student_is_the_undisturbed_one(teacher: Path, student: t
     assert load_run(path).spec == load_run(student[0]).spec
 
 
+@pytest.mark.slow
 def test_a_longer_student(teacher: Path, tmp_path: Path) -> None:
     path = tmp_path / "r"
     first = distil(config(teacher, schedule={"name": "constant_schedule"}), path, progress=QUIET)

@@ -118,6 +118,7 @@ def test_workers_that_are_the_server_too(exchange: str, tmp_path: Path) -> None:
     complete(run, job, 3)
 
 
+@pytest.mark.slow
 def test_a_replacement_joins(tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = {"rule": "downpour", "run": str(run), "with_ft": True, "respawn": 1, "watchdog": 60.0, "replay": True, **SLOW}
@@ -129,6 +130,7 @@ def test_a_replacement_joins(tmp_path: Path) -> None:
     complete(run, job)
 
 
+@pytest.mark.slow
 def test_a_stopped_worker_is_late_or_stale(tmp_path: Path) -> None:
     """A barrier with backups goes on without it; elsewhere what it computed before is served when it goes on."""
     late, stale = tmp_path / "late", tmp_path / "stale"
@@ -156,6 +158,7 @@ def test_an_error_of_a_worker_ends_the_run(ft: bool, tmp_path: Path) -> None:
     assert "Traceback" in (run / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_hanging_exchange_is_ended(tmp_path: Path) -> None:
     run = tmp_path / "run"
     outcome = run_jobs(tmp_path, [{"rule": "sync", "run": str(run), "watchdog": 8.0, **SLOW}], 4, [Strike(3, signal.SIGSTOP, after(run, 30))])

@@ -110,6 +110,7 @@ def test_an_interrupted_student_comes_to_the_same_front(teacher: Path, student: 
     assert contents(path) == contents(student[0])
 
 
+@pytest.mark.slow
 def test_a_budget(teacher: Path, student: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     points = read_document(student[0] / "front.json", "hlt-train/front", 1)["points"]
     budget = (points[0]["cost"] + points[1]["cost"]) / 2

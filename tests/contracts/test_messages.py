@@ -59,7 +59,7 @@ def test_one_worker_is_the_serial_rule(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow), 5])
 def test_converges_on_a_convex_problem(name: str, workers: int) -> None:
     steps = 150 if program(name, workers).strategy.batch is None else 60  # of a portion each: 30 rounds
     simulated = messages.finish(simulation(name, workers, steps))

@@ -48,7 +48,7 @@ def differing(directory: Path, graph: Graph, n: int) -> int:
 
 
 @pytest.mark.parametrize("n", [20_000, pytest.param(100_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("net", ["modes", "mlp", "deepsets", "convolution"])
+@pytest.mark.parametrize("net", ["modes", pytest.param("mlp", marks=pytest.mark.slow), "deepsets", "convolution"])
 def test_each_family_is_exact(tmp_path: Path, net: str, n: int) -> None:
     assert differing(tmp_path, getattr(nets, net)(), n) == 0
 
