@@ -7,6 +7,7 @@ The rooms (`ROOMS`) are listed with `pkgutil` without being imported, then third
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
 import pkgutil
@@ -22,6 +23,7 @@ __all__ = ["ROOMS", "factory", "names", "options", "parse_options", "summary"]
 ROOMS = ("strategies", "models", "exporters", "augmentations")
 
 
+@functools.cache
 def _entry_points(room: str) -> dict[str, metadata.EntryPoint]:
     return {point.name: point for point in metadata.entry_points(group=f"hlt_train.{room}")}
 

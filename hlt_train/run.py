@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import shutil
@@ -182,8 +183,9 @@ def read_config(path: Path) -> dict[str, Any]:
     return {k: v for k, v in content.items() if k not in CONFIG}
 
 
+@functools.cache
 def commit() -> str | None:
-    """Git commit of the program's source, with `+` when the tree has changes; None for an installed wheel."""
+    """Git commit of the program's source when first asked for, with `+` when the tree has changes; None for an installed wheel."""
     source = Path(__file__).resolve().parents[1]
     if not (source / ".git").exists():
         return None
@@ -195,6 +197,7 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+" if changed.stdout.strip() else "")
 
 
+@functools.cache
 def constraints() -> str:
     """Every installed distribution at its version: `pip install -c constraints.txt hlt-train` gives the same environment."""
     own = "hlt-train"
