@@ -55,7 +55,7 @@ PyTree = Any
 T = TypeVar("T")
 PACKAGES = ("jax", "jaxlib", "numpy", "equinox", "optax", "awkward", "uproot")
 COUNT = "--xla_force_host_platform_device_count"
-COMPILED = "JAX_COMPILATION_CACHE_DIR"
+COMPILED, LEAST = "JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 LIGHT: dict[str, bool | int] = {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
 DETERMINISTIC = ("--xla_gpu_deterministic_ops=true", "--xla_gpu_autotune_level=0")
 
@@ -101,6 +101,8 @@ def prepare(devices: int | None = None, nproc: int | None = None, nodes: cluster
     os.environ["NPROC"] = str(nproc)
     if folder := os.environ.get(COMPILED):
         jax.config.update("jax_compilation_cache_dir", str(Path(folder) / f"{_processor()}-{nproc}"))
+        if LEAST not in os.environ:  # JAX keeps what took a second: all of ours together takes many
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     flags = os.environ.get("XLA_FLAGS", "").split()
     if _gpu_expected():
         flags += [flag for flag in DETERMINISTIC if not any(f.startswith(flag.partition("=")[0]) for f in flags)]

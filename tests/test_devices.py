@@ -51,10 +51,11 @@ def test_gpus_get_deterministic_kernels() -> None:
 
 def test_compiled_programs_are_kept_by_the_size_of_the_pool(tmp_path: Path) -> None:
     """JAX's keys do not hold it; a second call changes nothing; without the variable there is no folder."""
-    code = "from hlt_train import devices; devices.prepare(); devices.prepare(); import jax; print(jax.config.jax_compilation_cache_dir)"
+    code = "from hlt_train import devices; devices.prepare(); devices.prepare(); import jax; print(jax.config.jax_compilation_cache_dir); "
+    code += "assert (jax.config.jax_persistent_cache_min_compile_time_secs == 0) == (jax.config.jax_compilation_cache_dir is not None)"
 
     def folder(**environment: str) -> Path:
-        clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC", devices.COMPILED)} | environment
+        clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC", devices.COMPILED, devices.LEAST)} | environment
         done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, timeout=120, check=True)
         return Path(done.stdout.strip())
 
