@@ -38,7 +38,7 @@ $(VENV)/.test: $(VENV)/.made pyproject.toml
 demo: $(VENV)/.run  ## toy files -> teacher -> fixed-point student -> C++ and ONNX -> one table (a new folder under demo/ each time)
 	PATH="$(CURDIR)/$(BIN):$$PATH" sh demo.sh
 
-test: $(VENV)/.test  ## the test suite (15 minutes on two cores)
+test: $(VENV)/.test  ## the test suite (18 minutes on two cores)
 	$(BIN)/pytest -q -n $(WORKERS) --dist worksteal
 
 test-all: $(VENV)/.test  ## the test suite and the long tests
