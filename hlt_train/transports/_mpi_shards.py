@@ -102,11 +102,11 @@ class ShardDesk:
 
     def _serve_ready(self) -> None:
         """Serve while there is enough to serve; with one order for all, shard 0 decides."""
-        senders = self.crew.live - self._finished
+        live = len(self.crew.live - self._finished)
         for k, shard in self.shards.items():
             if self._one_order and k != 0:
                 continue
-            while self._serving is None and (messages := shard.ready(senders)):
+            while self._serving is None and (messages := shard.ready(live, self._finished)):
                 self._serve(shard, messages)
 
     def _serve(self, shard: Shard, messages: list[Message]) -> None:

@@ -289,24 +289,26 @@ class Shard:
         replies = [Reply(message.source, message.sequence, self.index, self.clock, self.last)] if message.fetch else []
         return Served([Fate(message.source, message.sequence, "late", self.clock - int(message.clock[self.index]), message.shares)], replies)
 
-    def ready(self, senders: AbstractSet[int]) -> list[Message]:
+    def ready(self, live: int, finished: AbstractSet[int]) -> list[Message]:
         """The messages to serve now, in the order that counts; empty: not enough yet.
 
         A round of a barrier takes one message of a worker. Where several processes have a copy of the shard, a worker that has its answer from another copy is
         ahead of this one: its message for the next round, or its word that it has finished, may come before another's message for this round.
 
         Args:
-            senders: workers that may still send.
+            live: workers that may still send.
+            finished: workers that have said that they do not.
         """
-        waiting, live = self.waiting, len(senders)
+        waiting, quorum = self.waiting, self.rule.messages(live)
+        if len(waiting) < quorum:
+            return []
         if self.rule.quorum <= 0:
             first: dict[int, Message] = {}
             for message in waiting:
                 first.setdefault(message.source, message)
-            waiting, live = list(first.values()), len(first.keys() | senders)
-        quorum = self.rule.messages(live)
-        if len(waiting) < quorum:
-            return []
+            waiting, quorum = list(first.values()), self.rule.messages(live + len(first.keys() & finished))
+            if len(waiting) < quorum:
+                return []
         chosen = waiting[:quorum]
         return sorted(chosen, key=lambda m: (m.source, m.sequence)) if self.rule.quorum != 1 else chosen
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -381,16 +380,16 @@ class Simulation:
                 self._served(s, served)
         self._serve_ready()
 
-    def _senders(self) -> AbstractSet[int]:
+    def _live(self) -> int:
         """Workers that may still send."""
-        return set(range(len(self.workers))) - self._noticed - self._finished
+        return len(self.workers) - len(self._noticed) - len(self._finished)  # which have no member in common
 
     def _serve_ready(self) -> None:
         """Serve while there is enough to serve."""
-        senders = self._senders() if self.rule.quorum != 1 else frozenset()
+        live = self._live() if self.rule.quorum != 1 else 1
         groups = [self.shards] if self.rule.order == "all" else [[s] for s in self.shards]
         for group in groups:
-            while group and (messages := group[0].ready(senders)):
+            while group and (messages := group[0].ready(live, self._finished)):
                 total = self._total([s.measure(messages) for s in group])
                 for s in group:
                     self._served(s, s.serve(messages, total))

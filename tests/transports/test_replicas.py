@@ -46,7 +46,7 @@ class Copies:
             self.finished[b].add(a)
         else:
             assert shard.offer(message) is None
-        while found := shard.ready(set(range(len(self.steps))) - self.finished[b]):
+        while found := shard.ready(len(self.steps) - len(self.finished[b]), self.finished[b]):
             if any(reply.to == b for reply in shard.serve(found, shard.measure(found)).replies):
                 self.done[b] += 1
                 self.send(b)
