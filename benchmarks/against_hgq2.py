@@ -210,9 +210,10 @@ def peer(settings: Settings, seed: int, epochs: int, train: Data, validation: Da
         verbose=0,
     )
     training = time.monotonic() - began
-    points = [peer_point(model, weights, train, validation) for weights in on_front(taken)]
+    kept = on_front(taken)
+    points = [peer_point(model, weights, train, validation) for weights in kept]
     seconds, processor = time.monotonic() - began, time.process_time() - used
-    front = [judged(model, weights, point, train, test) for weights, point in zip(on_front(taken), points, strict=True)]
+    front = [judged(model, weights, point, train, test) for weights, point in zip(kept, points, strict=True)]
     return Trained(front, seconds, training, float(np.diff(ends).mean()) * epochs, processor)
 
 
@@ -249,7 +250,7 @@ def judged(model: Any, weights: list[np.ndarray], point: Point, train: Data, tes
     from hgq.utils.minmax_trace import trace_minmax
 
     model.set_weights(weights)
-    trace_minmax(model, train.flat, batch_size=16384)
+    trace_minmax(model, train.flat, batch_size=16384)  # the last one was of another point
     worth = right(point.graph, point.grid(test.flat), test.label)
     predicted = model.predict(test.flat, batch_size=8192, verbose=0).argmax(axis=1) == test.label
     differing = int((predicted != worth).sum())

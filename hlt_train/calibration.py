@@ -58,7 +58,7 @@ def calibrate(build: Build, network: Any, precision: Precision, x: Features) -> 
     """
     layers = dense_layers(network)
     values: list[tuple[str, str, Any]] = [(layer.name, "weights", layer.linear.weight) for layer in layers]
-    values += [(name, "activations", value) for name, value in eqx.filter_jit(lambda model, rows: model.trace(rows))(network, x).items()]
+    values += [(name, "activations", value) for name, value in traced(network, x).items()]
     for name, role, value in values:
         asked = precision.format(name, role)
         if is_auto(asked):
@@ -76,6 +76,13 @@ def calibrate(build: Build, network: Any, precision: Precision, x: Features) -> 
             coarsest = np.maximum(numbers(found.integer), numbers(asked.width) - (np.min(accumulators[name]) if asked.per == "tensor" else accumulators[name]))
             precision = precision.with_format(name, "bias", replace(found, integer=bits_of(np.asarray(coarsest))))
     return precision
+
+
+@eqx.filter_jit
+def traced(network: Any, x: Features) -> dict[str, jax.Array]:
+    """Layer name -> values before its loss of bits; x: normalised features."""
+    found: dict[str, jax.Array] = network.trace(x)
+    return found
 
 
 def provisional(precision: Precision, chosen: Callable[[str, Format], Format] = lambda _role, asked: asked.at(PROVISIONAL_F)) -> Precision:

@@ -17,6 +17,7 @@ from hlt_train.graph import Graph
 from hlt_train.machine import machine
 from hlt_train.progress import Progress
 from hlt_train.run import Run
+from hlt_train.search_space import shape_of
 
 __all__ = ["LOGIC", "SMALL", "latency", "logic", "small_model"]
 
@@ -61,10 +62,4 @@ def _differences(table: dict[str, Any]) -> list[str]:
 
 def small_model(family: str, widths: Sequence[int]) -> dict[str, Any]:
     """Options of a small network of a family."""
-    shapes: dict[str, Any] = {
-        "mlp": {"widths": list(widths)},
-        "deepsets": {"phi": list(widths[:1]), "rho": [4]},
-        "conv": {"filters": list(widths[:1]), "rho": [4]},
-    }
-    found: dict[str, Any] = shapes[family]
-    return found
+    return shape_of(family, widths if family == "mlp" else widths[:1], [4])

@@ -27,7 +27,7 @@ from hlt_train.budget import Budget
 from hlt_train.errors import UsageError, nearest
 from hlt_train.precision.config import Precision
 
-__all__ = ["FAMILIES", "Choose", "Proposal", "Search", "Space", "propose", "space_of"]
+__all__ = ["FAMILIES", "Choose", "Proposal", "Search", "Space", "propose", "shape_of", "space_of"]
 
 FAMILIES = ("mlp", "deepsets", "conv")
 BITS = (3, 4, 5, 6, 8)
@@ -141,6 +141,13 @@ def _format(choice: int | str, form: str) -> str:
     return choice if isinstance(choice, str) else form.format(choice)
 
 
+def shape_of(family: str, widths: Sequence[int], after: Sequence[int]) -> dict[str, Any]:
+    """Options of a model: widths of its layers, for constituents those before the pooling; `after` it, where there is one."""
+    before, rest = list(widths), list(after)
+    shapes: dict[str, dict[str, Any]] = {"mlp": {"widths": before}, "deepsets": {"phi": before, "rho": rest}, "conv": {"filters": before, "rho": rest}}
+    return shapes[family]
+
+
 def propose(space: Space, choose: Choose) -> Proposal:
     """One student; `choose(name, values)` picks one of several values, and is not asked where there is one."""
 
@@ -152,7 +159,6 @@ def propose(space: Space, choose: Choose) -> Proposal:
     depth = pick(f"{family}_depth", space.depth)
     widths = [pick(f"{family}_width_{k}", space.widths) for k in range(depth)]
     after = [] if family == "mlp" else [pick(f"{family}_rho", space.widths)]
-    shape = {"mlp": {"widths": widths}, "deepsets": {"phi": widths, "rho": after}, "conv": {"filters": widths, "rho": after}}[family]
     word = {"deepsets": "phi", "conv": "conv"}.get(family, "")
     hidden = [f"dense_{k}" for k in range(depth)] if family == "mlp" else [f"{g}_{word}_{k}" for g in space.lengths for k in range(depth)] + ["rho_0"]
     layers: dict[str, dict[str, str]] = {}
@@ -162,4 +168,4 @@ def propose(space: Space, choose: Choose) -> Proposal:
             layers[name]["activations"] = pick(f"activations_{name}", space.activations)
     precision = {"inputs": pick("inputs", space.inputs), "layers": layers}
     options = {key: pick(key, values) for key, values in space.options.items()}
-    return Proposal({"name": family, **shape}, precision, options, lengths)
+    return Proposal({"name": family, **shape_of(family, widths, after)}, precision, options, lengths)

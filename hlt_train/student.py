@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import equinox as eqx
-import jax
 import numpy as np
 
 from hlt_train.answers import weighted_answers
-from hlt_train.calibration import dense_layers
+from hlt_train.calibration import dense_layers, traced
 from hlt_train.cost import cost
 from hlt_train.data import normalise
 from hlt_train.data.dataset import Dataset
@@ -74,7 +73,7 @@ def saturation(model: eqx.Module, inputs: Inputs, x: Features) -> dict[str, dict
         x: raw features of some thousand rows.
     """
     found: dict[str, dict[str, float]] = {}
-    traced = _traced(model, normalise.apply(inputs, x))
+    values = traced(model, normalise.apply(inputs, x))
     for layer in dense_layers(model):
         if layer.formats is None:
             continue
@@ -83,13 +82,7 @@ def saturation(model: eqx.Module, inputs: Inputs, x: Features) -> dict[str, dict
             "bias": _beyond(np.asarray(layer.linear.bias), layer.formats.bias),
         }
         if layer.formats.out is not None:
-            found[layer.name]["activations"] = _beyond(np.asarray(traced[layer.name]), layer.formats.out)
-    return found
-
-
-@eqx.filter_jit
-def _traced(network: Any, rows: Features) -> dict[str, jax.Array]:
-    found: dict[str, jax.Array] = network.trace(rows)
+            found[layer.name]["activations"] = _beyond(np.asarray(values[layer.name]), layer.formats.out)
     return found
 
 

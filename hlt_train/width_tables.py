@@ -14,6 +14,7 @@ from hlt_train.graph import Graph
 from hlt_train.progress import Progress
 from hlt_train.restore import ModelSpec
 from hlt_train.run import Run
+from hlt_train.search_space import FAMILIES
 from hlt_train.specimen import specimen
 from hlt_train.study import Study
 from hlt_train.types import Inputs
@@ -23,7 +24,6 @@ from hlt_train.width_costs import Cost
 __all__ = ["check_cost", "cost_of"]
 
 SHORT = 2  # constituents of the networks that alkaid traces: its time grows fast with them
-FAMILIES = ("mlp", "deepsets", "conv")
 
 
 def check_cost(section: Widths, model: str, inputs: Inputs) -> None:

@@ -17,13 +17,18 @@ from hlt_train import devices
 from hlt_train.errors import UsageError
 
 
+def printed(code: str, **environment: str) -> list[str]:
+    """The words that a process prints whose environment says nothing of XLA and compiled programs but this."""
+    clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC", devices.COMPILED, devices.LEAST)}
+    done = subprocess.run([sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout.split()
+
+
 def prepared(arguments: str, **environment: str) -> list[str]:
     """NPROC, XLA_FLAGS and the number of devices of a process that calls `prepare`."""
     code = f"import os; from hlt_train import devices; devices.prepare({arguments}); import jax; "
     code += "print(os.environ['NPROC'], os.environ.get('XLA_FLAGS', '-').replace(' ', ','), jax.local_device_count())"
-    clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
-    done = subprocess.run([sys.executable, "-c", code], env={**clean, **environment}, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout.split()
+    return printed(code, **environment)
 
 
 def test_thread_pool_is_a_multiple_of_the_devices() -> None:
@@ -44,25 +49,18 @@ def test_one_device_takes_the_cores() -> None:
 def test_gpus_get_deterministic_kernels() -> None:
     """The flags are set where a GPU is expected, before any backend exists, and never twice."""
     code = "import os; from hlt_train import devices; devices.prepare(); devices.prepare(); print(os.environ['XLA_FLAGS'])"
-    clean = {k: v for k, v in os.environ.items() if k != "NPROC"} | {"JAX_PLATFORMS": "cuda,cpu", "XLA_FLAGS": "--xla_gpu_autotune_level=1"}
-    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, timeout=120, check=True)
-    assert done.stdout.split() == ["--xla_gpu_autotune_level=1", "--xla_gpu_deterministic_ops=true"]
+    found = printed(code, JAX_PLATFORMS="cuda,cpu", XLA_FLAGS="--xla_gpu_autotune_level=1")
+    assert found == ["--xla_gpu_autotune_level=1", "--xla_gpu_deterministic_ops=true"]
 
 
 def test_compiled_programs_are_kept_by_the_size_of_the_pool(tmp_path: Path) -> None:
     """JAX's keys do not hold it; a second call changes nothing; without the variable there is no folder."""
     code = "from hlt_train import devices; devices.prepare(); devices.prepare(); import jax; print(jax.config.jax_compilation_cache_dir); "
     code += "assert (jax.config.jax_persistent_cache_min_compile_time_secs == 0) == (jax.config.jax_compilation_cache_dir is not None)"
-
-    def folder(**environment: str) -> Path:
-        clean = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC", devices.COMPILED, devices.LEAST)} | environment
-        done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, timeout=120, check=True)
-        return Path(done.stdout.strip())
-
-    found = [folder(NPROC=nproc, JAX_COMPILATION_CACHE_DIR=str(tmp_path)) for nproc in ("2", "3")]
+    found = [Path(*printed(code, NPROC=nproc, JAX_COMPILATION_CACHE_DIR=str(tmp_path))) for nproc in ("2", "3")]
     assert [path.parent for path in found] == [tmp_path] * 2
     assert [path.name.rpartition("-")[2] for path in found] == ["2", "3"]
-    assert folder(NPROC="2") == Path("None")
+    assert printed(code, NPROC="2") == ["None"]
 
 
 def test_mesh() -> None:

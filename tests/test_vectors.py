@@ -22,10 +22,6 @@ def rows(x: Features) -> int:
     return len(next(iter(x.groups.values())))
 
 
-def take(x: Features, picked: np.ndarray) -> Features:
-    return x.take(picked)
-
-
 def test_all_kinds_the_same_for_the_same_seed() -> None:
     graph = graphs.deepsets(1)
     data, nearest = graphs.features(graph, 3000, seed=1), graphs.features(graph, 77, seed=2)
@@ -135,11 +131,11 @@ def test_a_marked_tie_is_one() -> None:
     graph = graphs.mlp(8, widths=(4,))
     made = vectors(graph, n=20_000)
     only = np.flatnonzero(made.category == 0)
-    x = take(made.x, only)
+    x = made.x.take(only)
     category, _ = mark(graph, x, made.category[only], None, [])
     ties = np.flatnonzero(category == CATEGORIES.index("requant_tie"))
     requant = next(node for node in graph.nodes if isinstance(node, Requant))
-    before, f = trace(graph, take(x, ties))[requant.sources[0]], graph.structure[requant.sources[0]].f
+    before, f = trace(graph, x.take(ties))[requant.sources[0]], graph.structure[requant.sources[0]].f
     assert f is not None
     shift = f - requant.quant.to.f
     assert len(ties)
