@@ -26,7 +26,7 @@ from hlt_train.progress import Progress
 from hlt_train.structure import Structure
 from hlt_train.types import Features, Group
 
-__all__ = ["FORMAT", "KERNELS", "calibrate", "kernels", "predict", "read_table", "repeats", "tiny"]
+__all__ = ["FORMAT", "KERNELS", "calibrate", "check_path", "check_table", "kernels", "predict", "read_table", "repeats", "tiny"]
 
 FORMAT = ("hlt-train/latency-table", 2)  # version 1 knew no `gather`
 KERNELS = ("call", "input", "layer", "tile", "requant", "pool", "gather")
@@ -92,6 +92,14 @@ def check_path(table: Mapping[str, Any], path: str, *, where: str = "", then: st
     """Refuse a table that does not have a code path. where, then: of the refusal."""
     if path not in table["paths"]:
         raise UsageError(f"the latency table has no path '{path}'", where=where, near=nearest(path, table["paths"]) or tuple(table["paths"]), then=then)
+
+
+def check_table(given: str | None, isa: str | None) -> None:
+    """Refuse, before anything is opened, a file that is no latency table or knows nothing of the code path `isa`; None: there is none, or no path is named."""
+    if given is not None:
+        table = read_table(Path(given))
+        if isa is not None:
+            check_path(table, isa, where=given, then="leave the latency table out to make one")
 
 
 def read_table(path: Path) -> dict[str, Any]:

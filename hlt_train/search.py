@@ -35,7 +35,7 @@ from hlt_train.scorers import discriminant_of
 from hlt_train.search_outcome import outcome
 from hlt_train.search_record import Record
 from hlt_train.search_space import Space, propose, space_of
-from hlt_train.search_tables import check_table, tables
+from hlt_train.search_tables import tables
 from hlt_train.signals import StopRequest
 from hlt_train.study import Study, float_form, losses_of
 
@@ -60,7 +60,6 @@ def refuse(study: Study) -> None:
             raise UsageError(f"a search compares on the validation split and reports on the test split; the {split} split is empty", where="splits")
     _space(study)
     refuse_missing(budget)
-    check_table(budget)
     if budget.isa is not None:
         code_path(budget.isa)
 

@@ -6,9 +6,7 @@ A table may come from another machine: the same seed and table give the same can
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from hlt_train import latency_table
 from hlt_train.appraisal import Tables, code_path
 from hlt_train.budget import Budget
 from hlt_train.candidates import Candidates
@@ -19,15 +17,7 @@ from hlt_train.progress import Progress
 from hlt_train.run import Run
 from hlt_train.search_space import Proposal, Space
 
-__all__ = ["check_table", "tables"]
-
-
-def check_table(budget: Budget) -> None:
-    """Refuse, before anything is opened, a latency table that is none or knows nothing of the code path."""
-    if budget.latency_table is not None:
-        table = latency_table.read_table(Path(budget.latency_table))
-        if budget.isa is not None:
-            latency_table.check_path(table, budget.isa, where=budget.latency_table, then="leave --latency-table out to make one")
+__all__ = ["tables"]
 
 
 def tables(budget: Budget, candidates: Candidates, space: Space, run: Run, progress: Progress) -> Tables:

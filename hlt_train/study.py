@@ -22,6 +22,7 @@ from hlt_train.data.dataset import Dataset, open_dataset
 from hlt_train.distillation_loss import LOGITS, MATCHED, Head, Matching, Soft, head_of, student_losses
 from hlt_train.errors import UsageError
 from hlt_train.hints import HINT, Hints
+from hlt_train.latency_table import check_table
 from hlt_train.precision.config import Precision
 from hlt_train.preparation import TrainingConfig, check_batch, check_names
 from hlt_train.progress import Progress
@@ -179,6 +180,9 @@ def check_config(config: DistilConfig, mesh: Mesh) -> None:
         raise UsageError(what, where="pruning", then="--set warmup=0.5 --set strategy.name=sync, and formats in place of precision=null")
     if config.widths is not None:
         _check_widths(config, config.widths)
+    for section in (config.budget, config.widths):
+        if section is not None:
+            check_table(section.latency_table, section.isa)
 
 
 def _check_widths(config: DistilConfig, widths: Widths) -> None:
